@@ -1,0 +1,154 @@
+"""Verifiable tasks of the embedded checkpoint: each makes (prompt, answer) pairs and checks any answer to a prompt.
+
+Pure Python and seeded: the trainer, the evaluation table and the tests all draw from here. A fixed twentieth of all
+prompts (by CRC-32) is held out: the trainer never sees them, the evaluation uses nothing else.
+"""
+
+import random
+import string
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+).split()
+_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ROMAN = tuple(zip(
+    (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),
+    "M CM D CD C XC L XL X IX V IV I".split(),
+    strict=True,
+))  # fmt: skip
+
+
+def spell(n: int) -> str:
+    """English words of 0 ≤ n < 10,000: 342 -> "three hundred forty-two"."""
+    if n >= 1000:
+        return _join(spell(n // 1000) + " thousand", n % 1000)
+    if n >= 100:
+        return _join(_ONES[n // 100] + " hundred", n % 100)
+    if n >= 20:
+        return _TENS[n // 10] + (f"-{_ONES[n % 10]}" if n % 10 else "")
+    return _ONES[n]
+
+
+def _join(head: str, rest: int) -> str:
+    return f"{head} {spell(rest)}" if rest else head
+
+
+def roman(n: int) -> str:
+    """Roman numeral of 1 ≤ n < 4,000."""
+    text = ""
+    for value, letters in _ROMAN:
+        text += letters * (n // value)
+        n %= value
+    return text
+
+
+def count(start: int, stop: int) -> str:
+    """The integers from start to stop, both included, separated by spaces."""
+    return " ".join(map(str, range(start, stop + 1)))
+
+
+@cache
+def sudoku_grids() -> tuple[str, ...]:
+    """All 288 solved 4×4 Sudokus as 16 digits, row by row."""
+    rows = ["".join(p) for p in permutations("1234")]
+    return tuple(a + b + c + d for a in rows for b in rows for c in rows for d in rows if _solved(a + b + c + d))
+
+
+def _solved(grid: str) -> bool:
+    cells = range(4)
+    units = [grid[4 * i : 4 * i + 4] for i in cells] + [grid[i::4] for i in cells]
+    units += [grid[i : i + 2] + grid[i + 4 : i + 6] for i in (0, 2, 8, 10)]
+    return len(grid) == 16 and all(sorted(unit) == ["1", "2", "3", "4"] for unit in units)
+
+
+def keeps(puzzle: str, grid: str) -> bool:
+    """Whether a grid has every given digit of the puzzle ("." is free)."""
+    return len(puzzle) == len(grid) and all(p in (".", g) for p, g in zip(puzzle, grid, strict=True))
+
+
+def _letters(rng: random.Random, low: int, high: int) -> str:
+    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(low, high)))
+
+
+def _sample_upper(rng: random.Random) -> str:
+    return " ".join(_letters(rng, 2, 9) for _ in range(rng.randint(1, 4)))
+
+
+def _sample_count(rng: random.Random) -> str:
+    start = rng.randint(10, 74)  # 23 numbers or more: 68 characters, which never fit one canvas of 64
+    return f"{start} to {rng.randint(start + 22, min(start + 40, 99))}"
+
+
+def _sample_sudoku(rng: random.Random) -> str:
+    grid = list(rng.choice(sudoku_grids()))
+    for cell in rng.sample(range(16), rng.randint(6, 12)):  # 4 to 10 digits stay
+        grid[cell] = "."
+    return "".join(grid)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of question: `sample` draws an argument, `solutions` lists every right answer to it."""
+
+    name: str
+    about: str
+    example: str
+    sample: Callable[[random.Random], str]
+    solutions: Callable[[str], list[str]]
+    weight: float = 1.0
+
+    def prompt(self, argument: str) -> str:
+        return f"{self.name} {argument}"
+
+    def check(self, prompt: str, answer: str) -> bool:
+        """Whether `answer` is right for `prompt`; a Sudoku may have several right answers."""
+        return answer in self.solutions(prompt.removeprefix(f"{self.name} "))
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("upper", "capital letters", "hello world", _sample_upper, lambda s: [s.upper()], 0.8),
+        Task("reverse", "the letters backwards", "canvas", lambda r: _letters(r, 3, 20), lambda s: [s[::-1]]),
+        Task("sort", "the letters in order", "diffusion", lambda r: _letters(r, 3, 12), lambda s: ["".join(sorted(s))]),
+        Task("spell", "a number below 10000 in words", "1842", lambda r: str(r.randrange(10000)),
+             lambda s: [spell(int(s))], 1.5),
+        Task("roman", "a number below 4000 in Roman numerals", "1994", lambda r: str(r.randrange(1, 4000)),
+             lambda s: [roman(int(s))]),
+        Task("count", "count between two-digit numbers (two canvases)", "18 to 61", _sample_count,
+             lambda s: [count(*map(int, s.split(" to ")))], 1.5),
+        Task("sudoku", "a 4x4 Sudoku, row by row (many denoising steps)", "1..4..2.2....3.1", _sample_sudoku,
+             lambda s: [grid for grid in sudoku_grids() if keeps(s, grid)], 1.5),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Example:
+    task: Task
+    prompt: str
+    answer: str
+
+
+def is_held_out(prompt: str) -> bool:
+    """A fixed twentieth of all prompts, which training never sees."""
+    return zlib.crc32(prompt.encode()) % 20 == 0
+
+
+def examples(seed: int, *, held_out: bool, task: str | None = None) -> Iterator[Example]:
+    """An endless seeded stream of examples: one task, or all of them by weight."""
+    rng = random.Random(f"{seed}/{held_out}/{task}")
+    pool = [TASKS[task]] if task else list(TASKS.values())
+    weights = [t.weight for t in pool]
+    while True:
+        chosen = rng.choices(pool, weights)[0]
+        argument = chosen.sample(rng)
+        prompt = chosen.prompt(argument)
+        if is_held_out(prompt) == held_out:
+            yield Example(chosen, prompt, rng.choice(chosen.solutions(argument)))
