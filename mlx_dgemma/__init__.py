@@ -1,0 +1,30 @@
+"""DiffusionGemma, Google's text-diffusion model, on Apple's MLX."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_dgemma.errors import DGemmaError
+    from mlx_dgemma.generation_config import GenerationConfig
+    from mlx_dgemma.loading import load
+    from mlx_dgemma.text import generate_text, stream_generate
+
+__version__ = "0.1.0"
+__all__ = ["DGemmaError", "GenerationConfig", "generate_text", "load", "stream_generate"]
+
+_HOME = {
+    "DGemmaError": "errors",
+    "GenerationConfig": "generation_config",
+    "generate_text": "text",
+    "load": "loading",
+    "stream_generate": "text",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at first use: MLX and mlx-lm take seconds, and `--help` should not.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,86 @@
+"""The prefix cache: keys and values of every encoded token, with two operations.
+
+    append   encoder mode: the new tokens join the prefix
+    overlay  denoiser mode: canvas keys and values go into the slack behind the prefix, which stays as it was
+
+        full layer      [ prefix 0 … length−1 | canvas | unused ]
+        sliding layer   [ last ≤ window−1     | canvas ]
+
+Both write in place as long as no other array refers to the buffer, that is, when each step is evaluated before the next
+one is built; then no denoising step copies the prefix.
+"""
+
+import mlx.core as mx
+
+GROWTH = 4  # a buffer that must grow gets a quarter more than it needs
+
+
+class LayerCache:
+    """Keys and values (B, kv_heads, capacity, D) of one layer; the first `length` slots hold the visible prefix."""
+
+    def __init__(self, window: int | None):
+        self.window = window
+        self.length = 0
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+
+    @property
+    def capacity(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def append(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        """Adds T new positions, (B, kv_heads, T, D) each; returns all that the new queries may look at."""
+        end = self.length + k.shape[2]
+        if self.window is None or end < self.window:
+            self._write(k, v)
+            self.length = end
+            return self._view(end)
+        keys, values = k, v
+        if self.length:
+            old_keys, old_values = self._view(self.length)
+            keys, values = mx.concatenate([old_keys, k], axis=2), mx.concatenate([old_values, v], axis=2)
+        self.length = self.window - 1  # the next query sees itself and window − 1 tokens before it
+        # contiguous: a view would keep the longer array alive
+        self.keys = mx.contiguous(keys[:, :, end - self.length :])
+        self.values = mx.contiguous(values[:, :, end - self.length :])
+        return keys, values
+
+    def overlay(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        """Prefix and canvas side by side, (B, kv_heads, length + C, D) each; the prefix does not change."""
+        self._write(k, v)
+        return self._view(self.length + k.shape[2])
+
+    def _view(self, end: int) -> tuple[mx.array, mx.array]:
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _write(self, k: mx.array, v: mx.array) -> None:
+        end = self.length + k.shape[2]
+        if end > self.capacity:
+            self._grow(k, end)
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+
+    def _grow(self, like: mx.array, needed: int) -> None:
+        batch, heads, _, head_dim = like.shape
+        spare = mx.zeros((batch, heads, needed + needed // GROWTH - self.length, head_dim), like.dtype)
+        if self.length == 0:
+            self.keys, self.values = spare, mx.zeros_like(spare)
+            return
+        keys, values = self._view(self.length)
+        self.keys, self.values = mx.concatenate([keys, spare], axis=2), mx.concatenate([values, spare], axis=2)
+
+
+class PrefixCache:
+    """One LayerCache a layer; `length` is the number of tokens encoded so far, for the positions of the next ones."""
+
+    def __init__(self, windows: list[int | None]):
+        self.layers = [LayerCache(window) for window in windows]
+        self.length = 0
+
+    def arrays(self) -> list[mx.array]:
+        """Every buffer, for `mx.eval`."""
+        return [a for layer in self.layers for a in (layer.keys, layer.values) if a is not None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays())

@@ -1,0 +1,217 @@
+"""Model configuration, read from a checkpoint's config.json.
+
+Two dialects describe the full-attention layers: `global_head_dim` with `num_global_key_value_heads` (as published), and
+`per_layer_config` (as transformers ≥ 5.16 saves). Both are read. What nobody uses is ignored; a value that would change
+the result and is not supported is refused by name.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_dgemma.errors import DGemmaError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+MODEL_TYPE = "diffusion_gemma"
+_REFERENCE_ROPE = {
+    SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
+    FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+}
+# Fields of the Gemma 4 family that change the network: the only values this implementation computes.
+_ONLY_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "attention_bias": (False,),
+    "attention_k_eq_v": (True,),
+    "enable_moe_block": (True,),
+    "hidden_size_per_layer_input": (0, None),
+    "num_kv_shared_layers": (0, None),
+    "use_double_wide_mlp": (False,),
+    "use_bidirectional_attention": ("vision", None),
+    "tie_word_embeddings": (True,),
+}
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Attention geometry of one layer. `window` is None for full attention."""
+
+    head_dim: int
+    num_key_value_heads: int
+    window: int | None
+    rope: dict[str, Any]
+
+    @property
+    def has_value_projection(self) -> bool:
+        return self.window is not None  # full layers take the raw keys as values
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything the text model needs; sizes in elements, ids in the tokenizer's vocabulary."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    num_experts: int
+    top_k_experts: int
+    num_attention_heads: int
+    rms_norm_eps: float
+    final_logit_softcapping: float
+    max_position_embeddings: int
+    canvas_length: int
+    layers: tuple[LayerConfig, ...]
+    eos_token_id: tuple[int, ...]
+    quantization: dict[str, Any] | None
+    generation_config: dict[str, Any] | None
+
+    @classmethod
+    def from_file(cls, path: Path) -> "ModelConfig":
+        """Reads config.json; every complaint names the file and the field."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DGemmaError(f"{path} is not valid JSON ({error}); download it again") from None
+        if not isinstance(content, dict):
+            raise DGemmaError(f"{path} is not a JSON object; download it again")
+        try:
+            return cls.from_dict(content)
+        except DGemmaError as error:
+            raise DGemmaError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "ModelConfig":
+        """Builds the configuration from the content of a config.json, in either dialect."""
+        model_type = content.get("model_type")
+        if model_type != MODEL_TYPE:
+            raise DGemmaError(f"model_type is {model_type!r}, this package runs {MODEL_TYPE!r} checkpoints only")
+        text = content.get("text_config")
+        if not isinstance(text, dict):
+            raise DGemmaError("text_config is missing")
+        _refuse_unsupported(content, "")
+        _refuse_unsupported(text, "text_config.")
+        eos = content.get("eos_token_id", text.get("eos_token_id"))
+        config = cls(
+            **{name: _positive_int(text, name) for name in _TEXT_SIZES},
+            rms_norm_eps=_positive_float(text, "rms_norm_eps", 1e-6),
+            final_logit_softcapping=_positive_float(text, "final_logit_softcapping", 30.0),
+            max_position_embeddings=_positive_int(text, "max_position_embeddings", 131_072),
+            canvas_length=_positive_int(content, "canvas_length", 256, section=""),
+            layers=_layers(text),
+            eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+            quantization=_quantization(content),
+            generation_config=content.get("generation_config"),
+        )
+        if config.top_k_experts > config.num_experts:
+            raise DGemmaError(f"text_config.top_k_experts is {config.top_k_experts} of {config.num_experts} experts")
+        return config
+
+
+_TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_experts",
+    "top_k_experts",
+    "num_attention_heads",
+)
+
+
+def _refuse_unsupported(section: dict[str, Any], prefix: str) -> None:
+    for name, supported in _ONLY_SUPPORTED.items():
+        if name in section and section[name] not in supported:
+            allowed = " or ".join(map(repr, supported))
+            raise DGemmaError(f"{prefix}{name} is {section[name]!r}, only {allowed} is supported")
+
+
+def _positive_int(values: dict[str, Any], name: str, default: int | None = None, section: str = "text_config.") -> int:
+    value = values.get(name, default)
+    if value is None:
+        raise DGemmaError(f"{section}{name} is missing")
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise DGemmaError(f"{section}{name} is {value!r}, it must be a positive integer")
+    return value
+
+
+def _positive_float(values: dict[str, Any], name: str, default: float) -> float:
+    value = values.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise DGemmaError(f"text_config.{name} is {value!r}, it must be a positive number")
+    return float(value)
+
+
+def _layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
+    overrides = _layer_overrides(text)
+    layers = []
+    for index, kind in enumerate(_layer_types(text)):
+        override = overrides.get(index, {})
+        sizes = {**text, **override}
+        head_dim = _positive_int(sizes, "head_dim")
+        kv_heads = _positive_int(sizes, "num_key_value_heads")
+        if _positive_int(text, "num_attention_heads") % kv_heads:
+            raise DGemmaError(
+                f"layer {index} has {kv_heads} key-value heads, "
+                f"which does not divide num_attention_heads ({text['num_attention_heads']})"
+            )
+        window = _positive_int(text, "sliding_window") if kind == SLIDING else None
+        layers.append(LayerConfig(head_dim, kv_heads, window, _rope(text, kind)))
+    return tuple(layers)
+
+
+def _layer_types(text: dict[str, Any]) -> list[str]:
+    count = _positive_int(text, "num_hidden_layers")
+    types = text.get("layer_types")
+    if types is None:
+        types = [SLIDING if (i + 1) % 6 else FULL for i in range(count)]
+    if not isinstance(types, list) or len(types) != count or not set(types) <= {FULL, SLIDING}:
+        raise DGemmaError(f"text_config.layer_types must name {count} layers, each {SLIDING!r} or {FULL!r}")
+    return [*types[:-1], FULL]  # the reference forces the last layer to full attention
+
+
+def _layer_overrides(text: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Sizes by layer index that differ from the text config's own."""
+    per_layer = text.get("per_layer_config")
+    if per_layer is None:
+        full = {"head_dim": text.get("global_head_dim", 512)}
+        if text.get("num_global_key_value_heads") is not None:
+            full["num_key_value_heads"] = text["num_global_key_value_heads"]
+        return {i: full for i, kind in enumerate(_layer_types(text)) if kind == FULL}
+    overrides = {}
+    for key, values in per_layer.items():
+        unknown = set(values) - {"head_dim", "num_key_value_heads"}
+        if unknown:
+            raise DGemmaError(f"text_config.per_layer_config[{key!r}] sets {sorted(unknown)[0]}, which is not supported")
+        overrides[int(key)] = values
+    return overrides
+
+
+def _rope(text: dict[str, Any], kind: str) -> dict[str, Any]:
+    rope = (text.get("rope_parameters") or _REFERENCE_ROPE).get(kind)
+    where = f"text_config.rope_parameters.{kind}"
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        raise DGemmaError(f"{where}.rope_theta is missing")
+    rope_type = rope.get("rope_type", "default")
+    if rope_type not in ("default", "proportional"):
+        raise DGemmaError(f"{where}.rope_type is {rope_type!r}, only 'default' or 'proportional' is supported")
+    for name, value in rope.items():
+        neutral = {"factor": (1.0, None), "partial_rotary_factor": (1.0, None) if rope_type == "default" else (value,)}
+        known = name in ("rope_type", "rope_theta") or value in neutral.get(name, ())
+        if not known:
+            raise DGemmaError(f"{where}.{name} is {value!r}, which is not supported")
+    return {"rope_type": rope_type, **rope}
+
+
+def _quantization(content: dict[str, Any]) -> dict[str, Any] | None:
+    """MLX's `quantization` dict: group_size, bits, mode, and overrides by module path."""
+    quantization = content.get("quantization")
+    if quantization is None and content.get("quantization_config") is not None:
+        method = content["quantization_config"].get("quant_method", "unknown")
+        raise DGemmaError(
+            f"quantization_config is in the {method!r} format; only MLX quantization is read "
+            "(an mlx-community repo, or the bf16 original)"
+        )
+    if quantization is not None and not {"group_size", "bits"} <= set(quantization):
+        raise DGemmaError("quantization must have group_size and bits")
+    return quantization

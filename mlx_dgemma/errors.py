@@ -1,0 +1,5 @@
+"""The one exception type that users see: a single line saying what is wrong, where, and what to do."""
+
+
+class DGemmaError(ValueError):
+    """A mistake in the input (a path, a checkpoint, a prompt, an option), told in one line."""

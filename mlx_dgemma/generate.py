@@ -1,0 +1,161 @@
+"""Command line: generate text with DiffusionGemma. Text on stdout, all else on stderr; exit 0, 1 (failed), 2 (usage)."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, fields
+from typing import Any, NoReturn
+
+from mlx_dgemma.demo.tasks import TASKS
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.generation_config import TOKEN_CHOICES, GenerationConfig
+
+_SETTINGS = {f.name for f in fields(GenerationConfig)}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    tasks = "\n".join(f"  {task.prompt(task.example):24} {task.about}" for task in TASKS.values())
+    parser = Parser(
+        prog="dgemma-generate",
+        description="Generate text with DiffusionGemma: whole canvases of tokens are denoised at once.",
+        epilog=f"Without --model a small embedded checkpoint answers, which knows these tasks:\n{tasks}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", metavar="M", help="checkpoint folder or hub repository (default: the embedded checkpoint)")
+    add("--prompt", metavar="P", required=True, help="the user's text; - reads it from stdin")
+    add("--system", metavar="S", help="a system turn before the prompt")
+    add("--no-chat-template", action="store_true", help="give the prompt to the model as it is")
+    add("--seed", type=int, default=0, help="of the noise (default: 0)")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--quiet", action="store_true", help="no progress and no summary on stderr")
+    sampler = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)")
+    add = sampler.add_argument
+    add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text; whole canvases are made")
+    add("--max-denoising-steps", type=int, metavar="N", help="denoising steps per canvas, at most")
+    add("--entropy-bound", type=float, metavar="NATS", help="larger accepts more tokens a step")
+    add("--t-min", type=float, metavar="T", help="temperature at the end of the schedule")
+    add("--t-max", type=float, metavar="T", help="temperature at its start")
+    add("--confidence-threshold", type=float, metavar="NATS", help="mean entropy below which a canvas may stop")
+    add("--stability-threshold", type=int, metavar="N", help="previous steps that must agree before it stops")
+    add("--token-choice", choices=TOKEN_CHOICES, help="draw the proposed tokens, or take the most likely ones")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed must be between 0 and 2^63 - 1, got {args.seed}")
+    try:
+        given = {name: value for name, value in vars(args).items() if name in _SETTINGS and value is not None}
+        config = GenerationConfig(**given)
+    except DGemmaError as error:
+        parser.error(str(error))
+    if args.prompt == "-":
+        args.prompt = sys.stdin.read()
+    if not args.prompt.strip():
+        parser.error("the prompt is empty")
+    try:
+        return run(args, config)
+    except DGemmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted before the first canvas was begun", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        sys.stderr.close()
+        return 1
+
+
+def run(args: argparse.Namespace, config: GenerationConfig) -> int:
+    """Loads the model, streams the text, prints the summary."""
+    # Late, so that --help and a mistyped option answer at once.
+    from mlx_dgemma.loading import load
+    from mlx_dgemma.progress import ProgressLine
+    from mlx_dgemma.text import TextCanvas, collect, stream_generate
+
+    progress = ProgressLine(enabled=not args.quiet)
+    progress.show("loading …")
+    try:
+        model, tokenizer = load(args.model)
+        stream = stream_generate(
+            model, tokenizer, _prompt(args), config, seed=args.seed, chat_template=not args.no_chat_template
+        )
+    finally:
+        progress.clear()
+    done, finish_reason = [], None
+    try:
+        for event in stream:
+            if isinstance(event, TextCanvas):
+                done.append(event)
+                progress.text("" if args.json else event.text)
+            else:
+                progress.show(_step_line(event, config.over(model.generation_config).max_denoising_steps))
+    except KeyboardInterrupt:
+        finish_reason = "interrupted"
+    progress.clear()
+    result = collect(done, finish_reason)
+    if args.json:
+        print(json.dumps(_json_result(args, result), ensure_ascii=False))
+    elif result.text and not result.text.endswith("\n"):
+        print()
+    if not args.quiet:
+        print(_summary(result), file=sys.stderr)
+    return 0
+
+
+def _prompt(args: argparse.Namespace) -> Any:
+    if args.system is None:
+        return args.prompt
+    if args.no_chat_template:
+        raise DGemmaError("--system needs the chat template; drop --no-chat-template")
+    return [{"role": "system", "content": args.system}, {"role": "user", "content": args.prompt}]
+
+
+def _step_line(step: Any, max_steps: int) -> str:
+    return (
+        f"canvas {step.canvas_index + 1} · step {step.step}/{max_steps} · temperature {step.temperature:.2f} · "
+        f"accepted {step.accepted_count}/{step.accepted.size} · entropy {step.mean_entropy:.3f}"
+    )
+
+
+def _json_result(args: argparse.Namespace, result: Any) -> dict[str, Any]:
+    stats = result.stats
+    return {
+        "model": args.model or "embedded",
+        "prompt": args.prompt,
+        "seed": args.seed,
+        "text": result.text,
+        "tokens": result.tokens,
+        "finish_reason": result.finish_reason,
+        "steps_per_canvas": result.steps_per_canvas,
+        "stats": {
+            **asdict(stats),
+            "prompt_tokens_per_second": stats.prompt_tokens_per_second,
+            "tokens_per_second": stats.tokens_per_second,
+            "tokens_per_forward": stats.tokens_per_forward,
+        },
+    }
+
+
+def _summary(result: Any) -> str:
+    stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
+    return "\n".join((
+        f"prompt:  {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s",
+        f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)}, "
+        f"{stats.tokens_per_second:.1f} tokens/s ({result.finish_reason})",
+        f"steps:   {steps}, {stats.tokens_per_forward:.1f} tokens per forward",
+        f"memory:  {stats.peak_memory / 1e9:.3f} GB at most",
+    ))  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

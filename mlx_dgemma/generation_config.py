@@ -1,0 +1,121 @@
+"""Sampler settings: the fields of generation_config.json, validated with the reference's rules.
+
+Source of the rules: transformers, DiffusionGemmaGenerationConfig.validate and EntropyBoundSamplerConfig.
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mlx_dgemma.errors import DGemmaError
+
+TOKEN_CHOICES = ("categorical", "argmax")
+SAMPLER = "EntropyBoundSamplerConfig"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How to denoise and when to stop.
+
+    Fields that are not given take the checkpoint's generation_config.json when generating, and these defaults where that
+    file is silent too.
+
+    Attributes:
+        max_new_tokens: length of the text in tokens; whole canvases are denoised and the text is cut.
+        max_denoising_steps: upper bound on denoising steps per canvas, N.
+        t_max: temperature the schedule starts from (at n = N steps remaining).
+        t_min: temperature it moves towards (n = 0).
+        entropy_bound: nats; larger accepts more positions a step (arXiv 2505.24857).
+        confidence_threshold: nats; a canvas may stop once its mean entropy is below this.
+        stability_threshold: number of previous steps whose argmax canvas must equal the current one.
+        eos_token_id: ids that end the text; [] for none, None for the checkpoint's.
+        token_choice: "categorical" draws the proposal, "argmax" takes the most likely token.
+    """
+
+    max_new_tokens: int = 256
+    max_denoising_steps: int = 48
+    t_max: float = 0.8
+    t_min: float = 0.4
+    entropy_bound: float = 0.1
+    confidence_threshold: float = 0.005
+    stability_threshold: int = 1
+    eos_token_id: list[int] | None = None
+    token_choice: str = "categorical"
+
+    def __new__(cls, **given: Any) -> "GenerationConfig":
+        config = super().__new__(cls)
+        object.__setattr__(config, "_given", frozenset(given))
+        return config
+
+    def __post_init__(self):
+        _positive_int("max_new_tokens", self.max_new_tokens)
+        _positive_int("max_denoising_steps", self.max_denoising_steps)
+        for name in ("t_min", "t_max"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise DGemmaError(f"{name} must be a number >= 0, got {value!r}")
+        if self.t_max <= self.t_min:
+            raise DGemmaError(f"t_max must be greater than t_min, got t_max={self.t_max!r} and t_min={self.t_min!r}")
+        for name in ("entropy_bound", "confidence_threshold"):
+            value = getattr(self, name)
+            if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
+                raise DGemmaError(f"{name} must be a float > 0, got {value!r}")
+        if not _is_int(self.stability_threshold) or self.stability_threshold < 0:
+            raise DGemmaError(f"stability_threshold must be an integer >= 0, got {self.stability_threshold!r}")
+        if self.token_choice not in TOKEN_CHOICES:
+            raise DGemmaError(f"token_choice must be one of {', '.join(TOKEN_CHOICES)}, got {self.token_choice!r}")
+        if self.eos_token_id is not None:
+            object.__setattr__(self, "eos_token_id", _id_list(self.eos_token_id))
+
+    def over(self, base: "GenerationConfig") -> "GenerationConfig":
+        """These settings where they were given, `base` elsewhere."""
+        merged = {f.name: getattr(self if f.name in self._given else base, f.name) for f in fields(self)}
+        return GenerationConfig(**merged)
+
+    def temperature(self, remaining: int) -> float:
+        """Temperature with `remaining` (N … 1) denoising steps to go."""
+        return self.t_min + (self.t_max - self.t_min) * remaining / self.max_denoising_steps
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "GenerationConfig":
+        """Reads the content of a generation_config.json; fields of other samplers are ignored, other samplers refused."""
+        names = {f.name for f in fields(cls)} - {"token_choice"}
+        given = {name: value for name, value in content.items() if name in names and value is not None}
+        sampler = content.get("sampler_config")
+        if sampler is not None:
+            if not isinstance(sampler, dict) or sampler.get("_cls_name", SAMPLER) != SAMPLER:
+                raise DGemmaError(f"sampler_config is {sampler!r}, only {SAMPLER} is supported")
+            given["entropy_bound"] = sampler.get("entropy_bound")
+        return cls(**given)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "GenerationConfig":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise DGemmaError("it is not a JSON object")
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise DGemmaError(f"{path}: {error}") from None
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _positive_int(name: str, value: Any) -> None:
+    if not _is_int(value) or value <= 0:
+        raise DGemmaError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _id_list(value: Any) -> list[int]:
+    ids = [value] if _is_int(value) else list(value) if isinstance(value, list | tuple) else None
+    if ids is None or not all(_is_int(i) and i >= 0 for i in ids):
+        raise DGemmaError(f"eos_token_id must be a list of token ids, got {value!r}")
+    return ids

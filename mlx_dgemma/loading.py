@@ -1,0 +1,168 @@
+"""From a folder or a hub repository to (model, tokenizer), in HF or MLX layout, quantized or not."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_dgemma.checkpoint import TensorInfo, read_headers, target_name
+from mlx_dgemma.config import ModelConfig
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.model import DiffusionGemma
+
+EMBEDDED = Path(__file__).parent / "demo" / "checkpoint"
+_FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
+_DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+def load(
+    path_or_repo: str | Path | None = None, *, dtype: mx.Dtype | None = None, revision: str | None = None
+) -> tuple[DiffusionGemma, Any]:
+    """Loads a DiffusionGemma checkpoint.
+
+    Args:
+        path_or_repo: a local folder, a hub repository ("owner/name"), or None for the embedded checkpoint.
+        dtype: of weights and activations; by default the checkpoint's own on a GPU and float32 on the CPU.
+        revision: branch, tag or commit of a hub repository.
+
+    Returns:
+        The model, and its tokenizer (mlx-lm's wrapper) or None if the folder has no tokenizer files.
+
+    Raises:
+        DGemmaError: no checkpoint there, one of another kind, or a missing, misshapen or cut-off tensor.
+    """
+    folder = resolve(path_or_repo, revision)
+    config = ModelConfig.from_file(folder / "config.json")
+    return load_model(folder, config, dtype), _load_tokenizer(folder)
+
+
+def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Path:
+    """The checkpoint's local folder; downloads a hub repository if there is no such folder."""
+    if path_or_repo is None:
+        return EMBEDDED
+    folder = Path(path_or_repo).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DGemmaError(f"no config.json in {folder}; a checkpoint folder is needed")
+        return folder
+    if folder.exists():
+        raise DGemmaError(f"{folder} is a file; give the folder that holds config.json and the .safetensors files")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(path_or_repo)):
+        raise DGemmaError(f"no folder {path_or_repo}; give a checkpoint folder or a hub repository (owner/name)")
+    return _download(str(path_or_repo), revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOAD))
+    except (OSError, ValueError) as error:  # hub and network errors are OSErrors, a malformed name is a ValueError
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DGemmaError(f"no folder {repo}, and the hub download failed: {cause}") from None
+
+
+def load_model(folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None) -> DiffusionGemma:
+    """Builds the model and fills in its weights, one tensor in memory beyond those already loaded."""
+    sources = _by_target(read_headers(folder))
+    model = build_model(config, set(sources))
+    parameters = tree_flatten(model.parameters())
+    _check_shapes(sources, dict(parameters))
+    dtype = _choose_dtype(dtype, sources["model.decoder.norm.weight"])
+    model.load_weights(list(_read_weights(sources, dtype).items()))
+    for _, parameter in tree_flatten(model.parameters()):
+        mx.eval(parameter)  # one by one, so that a converted tensor's source is gone before the next is read
+    model.generation_config = _generation_defaults(folder, config)
+    model.eval()
+    return model
+
+
+def build_model(config: ModelConfig, names: set[str] = frozenset()) -> DiffusionGemma:
+    """The module tree without weights (all lazy): quantized where the config and the checkpoint's `names` say so."""
+    model = DiffusionGemma(config)
+    if config.quantization is None:
+        return model
+    options = dict(config.quantization)
+    default = {key: options.pop(key) for key in ("group_size", "bits", "mode") if key in options}
+
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized"):
+            return False
+        return options[path] if path in options else f"{path}.scales" in names
+
+    try:
+        nn.quantize(model, **default, class_predicate=predicate)
+    except (ValueError, TypeError) as error:
+        raise DGemmaError(f"config.json: quantization cannot be applied: {error}") from None
+    return model
+
+
+def _by_target(headers: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    named = ((target_name(name), info) for name, info in headers.items())
+    return {target: info for target, info in named if target is not None}
+
+
+def _check_shapes(sources: dict[str, TensorInfo], parameters: dict[str, mx.array]) -> None:
+    for target, parameter in parameters.items():
+        if target not in sources:
+            raise DGemmaError(f"tensor {target} {parameter.shape} is missing from the checkpoint; download it again")
+        if sources[target].shape != parameter.shape:
+            info = sources[target]
+            raise DGemmaError(
+                f"{info.file.name}: tensor {info.name} has shape {info.shape}, config.json asks for {parameter.shape}"
+            )
+    unexpected = sorted(set(sources) - set(parameters))
+    if unexpected:
+        raise DGemmaError(f"unexpected tensor {unexpected[0]}; config.json describes another model")
+
+
+def _choose_dtype(dtype: mx.Dtype | None, norm: TensorInfo) -> mx.Dtype:
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    if dtype is None:
+        dtype = mx.float32 if on_cpu else _FLOATS.get(norm.dtype, mx.bfloat16)
+    if dtype not in _FLOATS.values():
+        raise DGemmaError(f"dtype {dtype} is not supported, use bfloat16, float16 or float32")
+    if on_cpu and dtype != mx.float32:
+        raise DGemmaError(f"dtype {dtype} needs a GPU (MLX's CPU kernels lack it or are wrong by percents); use float32")
+    return dtype
+
+
+def _read_weights(sources: dict[str, TensorInfo], dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Lazy arrays by target; floats converted to dtype, packed integers as they are."""
+    weights = {}
+    files = {info.file: mx.load(str(info.file)) for info in sources.values()}
+    for target, info in sources.items():
+        array = files[info.file].pop(info.name)
+        if info.dtype in _FLOATS:
+            array = array.astype(dtype)
+        elif info.dtype not in ("U32", "U8"):
+            raise DGemmaError(f"{info.file.name}: tensor {info.name} is {info.dtype}, which is not supported")
+        weights[target] = array
+    return weights
+
+
+def _generation_defaults(folder: Path, config: ModelConfig) -> GenerationConfig:
+    """generation_config.json, else the copy that MLX repositories keep in config.json; stop ids from either config."""
+    path = folder / "generation_config.json"
+    if path.is_file():
+        defaults = GenerationConfig.from_file(path)
+    else:
+        defaults = GenerationConfig.from_dict(config.generation_config or {})
+    return defaults.over(GenerationConfig(eos_token_id=list(config.eos_token_id)))
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    from mlx_lm.tokenizer_utils import load as load_tokenizer
+
+    try:
+        return load_tokenizer(folder)
+    except (OSError, ValueError, KeyError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DGemmaError(f"the tokenizer in {folder} cannot be read ({cause}); download it again") from None

@@ -1,0 +1,196 @@
+"""DiffusionGemma: one set of weights, run as a causal encoder of the prefix and as a bidirectional denoiser of the canvas.
+
+The module tree carries the checkpoint's names, so weights load without renaming (experts aside, see `checkpoint`).
+The reference is transformers, models/diffusion_gemma.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dgemma.attention import Attention, Extend, Mask
+from mlx_dgemma.cache import LayerCache, PrefixCache
+from mlx_dgemma.config import LayerConfig, ModelConfig
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.layers import GatedMLP, rms_norm, softcap
+from mlx_dgemma.moe import Experts, Router
+
+
+class Layer(nn.Module):
+    """Attention, then dense MLP and experts side by side. The layer scalar differs between the two modes."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig):
+        super().__init__()
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, layer)
+        self.mlp = GatedMLP(hidden, config.intermediate_size)
+        self.router = Router(config)
+        self.experts = Experts(config)
+        self.input_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.post_attention_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.pre_feedforward_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.post_feedforward_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.post_feedforward_layernorm_1 = nn.RMSNorm(hidden, eps=eps)
+        self.post_feedforward_layernorm_2 = nn.RMSNorm(hidden, eps=eps)
+        self.pre_feedforward_layernorm_2 = nn.RMSNorm(hidden, eps=eps)
+        self.layer_scalar = mx.ones((1,))
+
+    def __call__(self, x: mx.array, offset: int, extend: Extend, mask: Mask, scalar: mx.array) -> mx.array:
+        """x (B, T, H) -> (B, T, H)."""
+        h = self.self_attn(self.input_layernorm(x), offset, extend, mask)
+        residual = x + self.post_attention_layernorm(h)
+        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(residual)))
+        weights, chosen = self.router(residual)  # the router reads the raw residual stream
+        sparse = self.experts(self.pre_feedforward_layernorm_2(residual), weights, chosen)
+        sparse = self.post_feedforward_layernorm_2(sparse)
+        return (residual + self.post_feedforward_layernorm(dense + sparse)) * scalar
+
+
+class SelfConditioning(GatedMLP):
+    """Mixes the previous step's soft embeddings into the canvas embeddings."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.hidden_size, config.intermediate_size)
+        self.pre_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.eps = config.rms_norm_eps
+
+    def __call__(self, embeddings: mx.array, soft: mx.array | None) -> mx.array:
+        """embeddings and soft (B, C, H) -> (B, C, H). At the first step soft is None: zeros give a zero signal."""
+        signal = 0 if soft is None else super().__call__(self.pre_norm(soft))
+        return rms_norm(embeddings + signal, self.eps)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Layer(config, layer) for layer in config.layers]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_conditioning = SelfConditioning(config)
+
+
+class EncoderLayer(nn.Module):
+    """All that the encoder does not share with the decoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer_scalar = mx.ones((1,))
+
+
+class EncoderText(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.layers = [EncoderLayer() for _ in config.layers]
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.language_model = EncoderText(config)
+
+
+class Backbone(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.decoder = Decoder(config)
+        self.encoder = Encoder(config)
+
+
+class DiffusionGemma(nn.Module):
+    """The model in both modes; `encode` extends a prefix cache, `denoise` only reads it."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+
+    def make_cache(self) -> PrefixCache:
+        """An empty prefix."""
+        return PrefixCache([layer.window for layer in self.config.layers])
+
+    def encode(self, tokens: mx.array, cache: PrefixCache) -> None:
+        """Encoder mode: reads ids (B, T) causally and appends their keys and values to the prefix."""
+        length = tokens.shape[1]
+        if cache.length + length > self.config.max_position_embeddings:
+            raise DGemmaError(
+                f"{cache.length + length} prefix tokens exceed max_position_embeddings "
+                f"({self.config.max_position_embeddings}); shorten the prompt"
+            )
+        masks = {w: causal_mask(c, length) for w, c in _one_cache_per_window(cache).items()}
+        h = self._embed(tokens)
+        scalars = self.model.encoder.language_model.layers
+        for layer, own, kv in zip(self.model.decoder.layers, scalars, cache.layers, strict=True):
+            h = layer(h, cache.length, kv.append, masks[kv.window], own.layer_scalar)
+        cache.length += length  # the last layer's output is never asked for, so it is never computed
+
+    def denoise(self, canvas: mx.array, cache: PrefixCache, previous: mx.array | None = None) -> mx.array:
+        """Denoiser mode: one step over the canvas.
+
+        Args:
+            canvas: token ids (B, C), at positions cache.length … cache.length + C − 1.
+            cache: the prefix, left as it was.
+            previous: the last step's tempered logits (B, C, V) for self-conditioning; None at the first step.
+
+        Returns:
+            Softcapped logits (B, C, V), float32.
+        """
+        soft = None if previous is None else self.soft_embeddings(previous)
+        decoder = self.model.decoder
+        h = decoder.self_conditioning(self._embed(canvas), soft)
+        for layer, kv in zip(decoder.layers, cache.layers, strict=True):
+            # no mask: every canvas token sees all that the layer kept of the prefix, and the whole canvas
+            h = layer(h, cache.length, kv.overlay, None, layer.layer_scalar)
+        logits = decoder.embed_tokens.as_linear(decoder.norm(h)).astype(mx.float32)
+        return softcap(logits, self.config.final_logit_softcapping)
+
+    def soft_embeddings(self, tempered: mx.array) -> mx.array:
+        """Expected embedding under softmax(tempered): (B, C, V) -> (B, C, H)."""
+        table = self.model.decoder.embed_tokens
+        dtype = self._dtype
+        # the reference stores the tempered logits in the embedding's dtype between steps
+        probabilities = mx.softmax(tempered.astype(dtype).astype(mx.float32), axis=-1).astype(dtype)
+        if isinstance(table, nn.QuantizedEmbedding):
+            soft = mx.quantized_matmul(
+                probabilities,
+                table.weight,
+                table.scales,
+                table.get("biases"),
+                transpose=False,
+                group_size=table.group_size,
+                bits=table.bits,
+                mode=table.mode,
+            )
+        else:
+            soft = probabilities @ table.weight
+        return soft * self._embedding_scale
+
+    def _embed(self, tokens: mx.array) -> mx.array:
+        return self.model.decoder.embed_tokens(tokens) * self._embedding_scale
+
+    @property
+    def _dtype(self) -> mx.Dtype:
+        """What activations are computed in: norms are never quantized."""
+        return self.model.decoder.norm.weight.dtype
+
+    @property
+    def _embedding_scale(self) -> mx.array:
+        return mx.array(self.config.hidden_size**0.5, self._dtype)  # √2816 is 53.0 in bfloat16
+
+
+def _one_cache_per_window(cache: PrefixCache) -> dict[int | None, LayerCache]:
+    return {layer.window: layer for layer in cache.layers}
+
+
+def causal_mask(layer: LayerCache, length: int) -> Mask:
+    """Mask for `length` new queries behind what the layer kept; an array only where the window cuts something off.
+
+    window 3, 2 kept tokens, 3 new ones (columns: kept, new):
+
+        1 1 1 0 0
+        0 1 1 1 0
+        0 0 1 1 1
+    """
+    visible = layer.length + length
+    if layer.window is None or visible <= layer.window:
+        return "causal" if length > 1 else None
+    distance = mx.arange(layer.length, visible)[:, None] - mx.arange(visible)[None]
+    return (distance >= 0) & (distance < layer.window)

@@ -1,0 +1,57 @@
+"""Mixture of experts: a router that reads the raw residual stream, and stacked experts read through a sorted gather."""
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.switch_layers import SwitchLinear
+
+from mlx_dgemma.config import ModelConfig
+from mlx_dgemma.layers import gelu_tanh, rms_norm
+
+SORT_FROM = 64  # (token, expert) pairs; below that the sort costs more than it saves
+
+
+class Router(nn.Module):
+    """Picks top-k experts per token: (…, H) -> weights (…, K) float32 and expert ids (…, K)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.top_k = config.top_k_experts
+        self.root_size = config.hidden_size**-0.5
+        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.scale = mx.ones((config.hidden_size,))
+        self.per_expert_scale = mx.ones((config.num_experts,))
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        x = rms_norm(x, self.eps) * self.scale * self.root_size
+        scores = self.proj(x).astype(mx.float32)  # (…, E)
+        chosen = mx.argpartition(scores, -self.top_k, axis=-1)[..., -self.top_k :]  # (…, K)
+        # softmax over all experts, renormalised over the chosen ones, is softmax over the chosen ones
+        weights = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1, precise=True)
+        return weights * self.per_expert_scale[chosen], chosen
+
+
+class Experts(nn.Module):
+    """Gated MLPs with stacked weights: gate_up_proj (E, 2·I, H), gate rows first, and down_proj (E, H, I)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        hidden, inner, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
+        self.gate_up_proj = SwitchLinear(hidden, 2 * inner, count, bias=False)
+        self.down_proj = SwitchLinear(inner, hidden, count, bias=False)
+
+    def __call__(self, x: mx.array, weights: mx.array, chosen: mx.array) -> mx.array:
+        """Weighted sum of the chosen experts. x (…, H), weights and chosen (…, K) -> (…, H)."""
+        k = chosen.shape[-1]
+        rows, experts = x.reshape(-1, 1, x.shape[-1]), chosen.flatten()  # (T, 1, H), (T·K)
+        token = mx.arange(experts.size) // k
+        is_sorted = experts.size >= SORT_FROM
+        if is_sorted:  # tokens of one expert side by side, so that each expert's weights are read once
+            order = mx.argsort(experts)
+            token, experts = token[order], experts[order]
+        gate, up = mx.split(self.gate_up_proj(rows[token], experts, sorted_indices=is_sorted), 2, axis=-1)
+        out = self.down_proj(gelu_tanh(gate) * up, experts, sorted_indices=is_sorted)  # (T·K, 1, H)
+        if is_sorted:
+            out = out[mx.argsort(order)]
+        out = out.reshape(*chosen.shape, -1)  # (…, K, H)
+        return (out * weights[..., None]).sum(axis=-2).astype(x.dtype)

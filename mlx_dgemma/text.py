@@ -1,0 +1,257 @@
+"""Text in, text out: prompt to token ids, canvases to text, statistics. `stream_generate` streams, `generate_text` waits."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep, generate_canvases, prefill
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.noise import Noise, SeededNoise
+
+Prompt = str | list[dict[str, str]] | list[int]
+THOUGHT_OPEN, THOUGHT_CLOSE = "<|channel>", "<channel|>"
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts, seconds and bytes of a generation so far. `tokens` are those of the text, stop token excluded."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    tokens: int
+    canvases: int
+    steps: int
+    seconds: float
+    peak_memory: int
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Text tokens per denoising step."""
+        return self.tokens / self.steps if self.steps else 0.0
+
+
+@dataclass(frozen=True)
+class TextCanvas:
+    """A committed canvas as text.
+
+    Attributes:
+        canvas_index: which canvas, from 0.
+        canvas: all its token ids.
+        tokens: those that belong to the text: up to the stop token and `max_new_tokens`.
+        text: what this canvas adds to the text.
+        steps: denoising steps it took.
+        finish_reason: None while more is to come, else "stop" or "length".
+        stats: of the whole generation so far.
+    """
+
+    canvas_index: int
+    canvas: list[int]
+    tokens: list[int]
+    text: str
+    steps: int
+    finish_reason: str | None
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished generation; `text` is empty without a tokenizer."""
+
+    text: str
+    tokens: list[int]
+    canvases: list[list[int]]
+    steps_per_canvas: list[int]
+    finish_reason: str
+    stats: Stats
+
+
+def generate_text(
+    model: DiffusionGemma,
+    tokenizer: Any,
+    prompt: Prompt,
+    config: GenerationConfig | None = None,
+    *,
+    seed: int = 0,
+    noise: Noise | None = None,
+    chat_template: bool = True,
+) -> GenerationResult:
+    """Like `stream_generate`, all at once."""
+    stream = stream_generate(model, tokenizer, prompt, config, seed=seed, noise=noise, chat_template=chat_template)
+    return collect(event for event in stream if isinstance(event, TextCanvas))
+
+
+def collect(canvases: Iterator[TextCanvas], finish_reason: str | None = None) -> GenerationResult:
+    """The result of a stream of canvases; `finish_reason` serves if the stream was cut off."""
+    done = list(canvases)
+    return GenerationResult(
+        text="".join(c.text for c in done),
+        tokens=[token for c in done for token in c.tokens],
+        canvases=[c.canvas for c in done],
+        steps_per_canvas=[c.steps for c in done],
+        finish_reason=(done[-1].finish_reason if done else None) or finish_reason or "length",
+        stats=done[-1].stats if done else Stats(0, 0.0, 0, 0, 0, 0.0, mx.get_peak_memory()),
+    )
+
+
+def stream_generate(
+    model: DiffusionGemma,
+    tokenizer: Any,
+    prompt: Prompt,
+    config: GenerationConfig | None = None,
+    *,
+    seed: int = 0,
+    noise: Noise | None = None,
+    chat_template: bool = True,
+) -> Iterator[DenoisingStep | TextCanvas]:
+    """Generates text; one event per denoising step and one per committed canvas, as they happen.
+
+    Args:
+        model, tokenizer: from `load`; the tokenizer may be None if the prompt is token ids.
+        prompt: text, chat messages ({"role": …, "content": …}), or token ids, which are used as they are.
+        config: settings; those not given are the checkpoint's.
+        seed: of the built-in noise; ignored if `noise` is given.
+        noise: a source of randomness (see `noise.Noise`).
+        chat_template: whether a text prompt becomes a user turn of the checkpoint's chat template.
+
+    Raises:
+        DGemmaError: an empty or too long prompt, a token id outside the vocabulary, text without a tokenizer.
+    """
+    # Checked here, not at the first next(): a bad prompt should fail where it is passed in.
+    config = (config or GenerationConfig()).over(model.generation_config)
+    ids = prompt_ids(tokenizer, prompt, chat_template)
+    check_ids(model, ids)
+    noise = noise or SeededNoise(seed, model.config.vocab_size)
+    return _stream(model, tokenizer, ids, config, noise)
+
+
+def _stream(
+    model: DiffusionGemma, tokenizer: Any, ids: list[int], config: GenerationConfig, noise: Noise
+) -> Iterator[DenoisingStep | TextCanvas]:
+    began = time.perf_counter()
+    cache = model.make_cache()
+    prefill(model, mx.array([ids]), cache)
+    prefilled = time.perf_counter()
+    max_canvases = math.ceil(config.max_new_tokens / model.config.canvas_length)
+    tokens, steps, decoder = [], 0, TextDecoder(tokenizer)
+    for event in generate_canvases(model, cache, config, noise, max_canvases):
+        if isinstance(event, DenoisingStep):
+            yield event
+            continue
+        canvas, steps = event.tokens[0].tolist(), steps + event.steps
+        new, stopped = cut(canvas, config, len(tokens))
+        tokens += new
+        out_of_room = cache.length + 2 * len(canvas) > model.config.max_position_embeddings
+        is_last = event.canvas_index + 1 == max_canvases or out_of_room
+        finish_reason = "stop" if stopped else "length" if is_last else None
+        text = decoder.add(new, final=finish_reason is not None)
+        seconds = time.perf_counter() - prefilled
+        stats = Stats(
+            len(ids), prefilled - began, len(tokens), event.canvas_index + 1, steps, seconds, mx.get_peak_memory()
+        )
+        yield TextCanvas(event.canvas_index, canvas, new, text, event.steps, finish_reason, stats)
+        if finish_reason:
+            return
+
+
+def cut(canvas: list[int], config: GenerationConfig, already: int) -> tuple[list[int], bool]:
+    """The part of a canvas that belongs to the text, and whether a stop token ended it."""
+    room = config.max_new_tokens - already
+    stops = [i for i, token in enumerate(canvas) if token in config.eos_token_id]
+    if stops and stops[0] <= room:
+        return canvas[: stops[0]], True
+    return canvas[:room], False
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt, chat_template: bool = True) -> list[int]:
+    """Token ids of a prompt in any of its three forms."""
+    if not isinstance(prompt, str | list) or not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise DGemmaError("the prompt is empty; give a text, chat messages or token ids")
+    if isinstance(prompt, list) and all(isinstance(item, int) for item in prompt):
+        return prompt
+    if isinstance(prompt, list) and not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in prompt):
+        raise DGemmaError('prompt must be a text, a list of {"role", "content"} messages, or a list of token ids')
+    if tokenizer is None:
+        raise DGemmaError("the checkpoint has no tokenizer files; give the prompt as token ids, or add tokenizer.json")
+    if isinstance(prompt, str):
+        if not chat_template or not tokenizer.chat_template:
+            return tokenizer.encode(prompt)
+        prompt = [{"role": "user", "content": prompt}]
+    return _apply_chat_template(tokenizer, prompt)
+
+
+def _apply_chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise DGemmaError("the tokenizer has no chat template; give the prompt as text or token ids")
+    try:
+        # thinking is switched on by the system turn, as the checkpoint's template documents
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except TemplateError as error:
+        raise DGemmaError(f"the chat template refuses these messages: {error}") from None
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def check_ids(model: DiffusionGemma, ids: list[int]) -> None:
+    """Every id is in the vocabulary, and prompt and one canvas fit the positions."""
+    config = model.config
+    outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
+    if outside is not None:
+        raise DGemmaError(f"token id {outside} is outside the vocabulary (0 … {config.vocab_size - 1})")
+    if len(ids) + config.canvas_length > config.max_position_embeddings:
+        raise DGemmaError(
+            f"the prompt has {len(ids)} tokens; with one canvas of {config.canvas_length} that exceeds "
+            f"max_position_embeddings ({config.max_position_embeddings}); shorten it"
+        )
+
+
+class TextDecoder:
+    """Turns growing token ids into growing text, without thoughts and without half characters."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.tokens: list[int] = []
+        self.text = ""
+
+    def add(self, tokens: list[int], *, final: bool) -> str:
+        """The text that these tokens add; bytes of an unfinished character wait for the next call unless final."""
+        if self.tokenizer is None:
+            return ""
+        self.tokens += tokens
+        text = self.tokenizer.decode(without_thoughts(self.tokenizer, self.tokens), skip_special_tokens=True)
+        if not final:
+            text = text.rstrip("\ufffd")
+        added = text[len(self.text) :]
+        self.text = text
+        return added
+
+
+def without_thoughts(tokenizer: Any, tokens: list[int]) -> list[int]:
+    """Drops `<|channel>…<channel|>` blocks, which Gemma writes before an answer (empty when thinking is off)."""
+    vocabulary = tokenizer.get_vocab()
+    opening, closing = vocabulary.get(THOUGHT_OPEN), vocabulary.get(THOUGHT_CLOSE)
+    visible, hidden = [], False
+    for token in tokens:
+        if token == opening:
+            hidden = True
+        elif token == closing:
+            hidden = False
+        elif not hidden:
+            visible.append(token)
+    return visible
