@@ -182,7 +182,7 @@ def _layer_overrides(text: dict[str, Any]) -> dict[int, dict[str, Any]]:
     for key, values in per_layer.items():
         unknown = set(values) - {"head_dim", "num_key_value_heads"}
         if unknown:
-            raise DGemmaError(f"text_config.per_layer_config[{key!r}] sets {sorted(unknown)[0]}, which is not supported")
+            raise DGemmaError(f"text_config.per_layer_config[{key!r}] sets {sorted(unknown)[0]}: not supported")
         overrides[int(key)] = values
     return overrides
 

@@ -1,4 +1,4 @@
-"""Command line: generate text with DiffusionGemma. Text on stdout, all else on stderr; exit 0, 1 (failed), 2 (usage)."""
+"""Command line: text on stdout, all else on stderr; exit 0, 1 (failed), 2 (bad usage)."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no progress and no summary on stderr")
     sampler = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)")
     add = sampler.add_argument
-    add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text; whole canvases are made")
+    add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text (canvases are whole)")
     add("--max-denoising-steps", type=int, metavar="N", help="denoising steps per canvas, at most")
     add("--entropy-bound", type=float, metavar="NATS", help="larger accepts more tokens a step")
     add("--t-min", type=float, metavar="T", help="temperature at the end of the schedule")

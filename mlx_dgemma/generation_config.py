@@ -19,8 +19,8 @@ SAMPLER = "EntropyBoundSamplerConfig"
 class GenerationConfig:
     """How to denoise and when to stop.
 
-    Fields that are not given take the checkpoint's generation_config.json when generating, and these defaults where that
-    file is silent too.
+    Fields that are not given take the checkpoint's generation_config.json when generating, and these defaults where
+    that file is silent too.
 
     Attributes:
         max_new_tokens: length of the text in tokens; whole canvases are denoised and the text is cut.
@@ -80,7 +80,7 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "GenerationConfig":
-        """Reads the content of a generation_config.json; fields of other samplers are ignored, other samplers refused."""
+        """Reads the content of a generation_config.json; foreign fields are ignored, other samplers refused."""
         names = {f.name for f in fields(cls)} - {"token_choice"}
         given = {name: value for name, value in content.items() if name in names and value is not None}
         sampler = content.get("sampler_config")

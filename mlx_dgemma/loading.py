@@ -93,7 +93,7 @@ def build_model(config: ModelConfig, names: set[str] = frozenset()) -> Diffusion
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if not hasattr(module, "to_quantized"):
             return False
-        return options[path] if path in options else f"{path}.scales" in names
+        return options.get(path, f"{path}.scales" in names)
 
     try:
         nn.quantize(model, **default, class_predicate=predicate)
@@ -128,7 +128,7 @@ def _choose_dtype(dtype: mx.Dtype | None, norm: TensorInfo) -> mx.Dtype:
     if dtype not in _FLOATS.values():
         raise DGemmaError(f"dtype {dtype} is not supported, use bfloat16, float16 or float32")
     if on_cpu and dtype != mx.float32:
-        raise DGemmaError(f"dtype {dtype} needs a GPU (MLX's CPU kernels lack it or are wrong by percents); use float32")
+        raise DGemmaError(f"dtype {dtype} needs a GPU (MLX's CPU lacks it or is wrong by percents); use float32")
     return dtype
 
 

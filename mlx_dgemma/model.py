@@ -1,4 +1,4 @@
-"""DiffusionGemma: one set of weights, run as a causal encoder of the prefix and as a bidirectional denoiser of the canvas.
+"""DiffusionGemma: one set of weights, a causal encoder of the prefix and a bidirectional denoiser of the canvas.
 
 The module tree carries the checkpoint's names, so weights load without renaming (experts aside, see `checkpoint`).
 The reference is transformers, models/diffusion_gemma.

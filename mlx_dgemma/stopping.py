@@ -1,4 +1,7 @@
-"""Adaptive stopping: a canvas is done once it is stable and confident (transformers, StableAndConfidentStoppingCriteria)."""
+"""Adaptive stopping: a canvas is done once it is stable and confident.
+
+Source: transformers, StableAndConfidentStoppingCriteria.
+"""
 
 from dataclasses import dataclass, field
 

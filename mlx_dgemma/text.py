@@ -1,4 +1,4 @@
-"""Text in, text out: prompt to token ids, canvases to text, statistics. `stream_generate` streams, `generate_text` waits."""
+"""Text in, text out: prompts to token ids, canvases to text, statistics."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep, generate_canvases, prefill
+from mlx_dgemma.diffusion import DenoisingStep, generate_canvases, prefill
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma

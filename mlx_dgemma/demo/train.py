@@ -26,6 +26,7 @@ from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, EOS, PAD, SPECIA
 CANVAS = 64
 STITCHED_BATCHES = 0.12  # share of batches that denoise a second canvas
 TOKENIZER = build_tokenizer()
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def model_config() -> DiffusionGemmaConfig:
@@ -88,7 +89,7 @@ def left_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask.bool()
 
 
-def batches(seed: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(seed: int, batch_size: int) -> Iterator[Batch]:
     """Prefix ids (B, T), prefix mask (B, T) and clean canvas (B, C): first canvases, now and then second ones only."""
     anything, counts = examples(seed, held_out=False), examples(seed, held_out=False, task="count")
     chance = torch.Generator().manual_seed(seed)
@@ -101,7 +102,7 @@ def batches(seed: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor
         yield *left_pad(prefixes), torch.tensor([a[start : start + CANVAS] for a in answers])
 
 
-def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[Tensor, Tensor]:
     """Denoiser loss and encoder loss (nats per token)."""
     prefix, mask, clean = batch
     vocabulary = model.config.text_config.vocab_size
@@ -192,7 +193,8 @@ def train(args: argparse.Namespace) -> DiffusionGemmaForBlockDiffusion:
         model.zero_grad()
         if step % 25 == 0:
             seconds = (time.time() - began) / step
-            print(f"{step:5d}  denoiser {denoiser_loss:.4f}  encoder {encoder_loss:.4f}  {seconds:.2f} s/step", flush=True)
+            losses = f"denoiser {denoiser_loss:.4f}  encoder {encoder_loss:.4f}"
+            print(f"{step:5d}  {losses}  {seconds:.2f} s/step", flush=True)
         if step % args.evaluate_every == 0 or step == args.steps:
             print(f"{step:5d}  exact match: {quick_scores(model, 16)}", flush=True)
             save(model, args.output)
@@ -204,7 +206,7 @@ def quick_scores(model: DiffusionGemmaForBlockDiffusion, n: int) -> str:
     """Exact match of a few held-out prompts a task through the reference's own generate, 16 denoising steps."""
     state = torch.get_rng_state()
     scores = []
-    for name, task in TASKS.items():
+    for name in TASKS:
         stream = examples(1, held_out=True, task=name)
         chosen = [next(stream) for _ in range(n)]
         ids, mask = left_pad([encode_prompt(e.prompt) for e in chosen])
