@@ -237,6 +237,8 @@ class TextDecoder:
         text = self.tokenizer.decode(without_thoughts(self.tokenizer, self.tokens), skip_special_tokens=True)
         if not final:
             text = text.rstrip("\ufffd")
+            if len(text) < len(self.text):  # an unfinished character spoils the byte tokens before it as well
+                return ""
         added = text[len(self.text) :]
         self.text = text
         return added

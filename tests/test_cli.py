@@ -1,0 +1,182 @@
+"""The command line as a user meets it: exit codes, streams, one-line errors, Ctrl-C."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlx_dgemma.generate import main
+from mlx_dgemma.progress import fit, last_row
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "mlx_dgemma.generate"]
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60, **options)
+
+
+def in_process(capsys, *arguments: str) -> tuple[int, str, str]:
+    try:
+        code = main(list(arguments))
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_is_quick_and_lists_the_tasks():
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = run("--help")
+        times.append(time.perf_counter() - began)
+    assert done.returncode == 0
+    assert "sudoku 1..4..1.2....3.1" in done.stdout and "--entropy-bound" in done.stdout
+    assert min(times) < 0.5
+
+
+def test_nothing_heavy_is_imported_for_a_usage_error():
+    code = "import sys; from mlx_dgemma.generate import main\ntry: main(['--prompt', ''])\nexcept SystemExit: pass\n"
+    code += "assert not {'mlx', 'mlx_lm', 'numpy', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def test_text_on_stdout_and_all_else_on_stderr(capsys):
+    code, out, err = in_process(capsys, "--prompt", "roman 3")
+    assert code == 0
+    assert out.count("\n") == 1 and out.endswith("\n")
+    for word in ("prompt:", "text:", "steps:", "memory:", "tokens per forward", "tokens/s", "canvas"):
+        assert word in err
+
+
+def test_quiet_says_nothing_on_stderr(capsys):
+    code, out, err = in_process(capsys, "--prompt", "roman 3", "--quiet")
+    assert (code, err) == (0, "") and out.strip()
+
+
+def test_json_is_one_object(capsys):
+    code, out, _ = in_process(capsys, "--prompt", "roman 3", "--json", "--seed", "4", "--max-denoising-steps", "3")
+    result = json.loads(out)
+    assert code == 0 and out.count("\n") == 1
+    assert (result["model"], result["prompt"], result["seed"]) == ("embedded", "roman 3", 4)
+    assert result["steps_per_canvas"][0] <= 3
+    assert {"prompt_tokens", "tokens_per_second", "tokens_per_forward", "peak_memory"} <= set(result["stats"])
+    assert in_process(capsys, "--prompt", "roman 3", "--json", "--seed", "4", "--max-denoising-steps", "3")[1] != ""
+
+
+def test_one_seed_one_output(capsys):
+    outputs = {in_process(capsys, "--prompt", "upper abcdefgh", "--seed", "7", "--quiet")[1] for _ in range(2)}
+    assert len(outputs) == 1
+
+
+def test_prompt_from_stdin():
+    done = run("--prompt", "-", "--quiet", input="roman 3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run("--prompt", "roman 3", "--quiet").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--prompt", ""],
+        ["--prompt", " \n"],
+        ["--prompt", "x", "--max-tokens", "0"],
+        ["--prompt", "x", "--max-tokens", "many"],
+        ["--prompt", "x", "--max-denoising-steps", "-1"],
+        ["--prompt", "x", "--entropy-bound", "0"],
+        ["--prompt", "x", "--entropy-bound", "nan"],
+        ["--prompt", "x", "--t-min", "0.9"],
+        ["--prompt", "x", "--t-max", "-1"],
+        ["--prompt", "x", "--confidence-threshold", "0"],
+        ["--prompt", "x", "--stability-threshold", "-1"],
+        ["--prompt", "x", "--token-choice", "best"],
+        ["--prompt", "x", "--seed", "-1"],
+        ["--prompt", "x", "--unknown"],
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(capsys, arguments):
+    code, out, err = in_process(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--model", "/nowhere", "--prompt", "x"], "no folder /nowhere"),
+        (["--model", str(ROOT / "tests"), "--prompt", "x"], "no config.json in"),
+        (["--prompt", "x" * 5000], "max_position_embeddings (4096)"),
+        (["--prompt", "x", "--system", "s", "--no-chat-template"], "--system needs the chat template"),
+    ],
+)
+def test_failures_are_one_line_and_exit_1(capsys, arguments, complaint):
+    code, out, err = in_process(capsys, *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and complaint in err
+
+
+def test_text_for_a_checkpoint_without_tokenizer(capsys, folder):
+    code, _, err = in_process(capsys, "--model", str(folder), "--prompt", "x")
+    assert code == 1 and err.count("\n") == 1 and "no tokenizer files" in err
+
+
+def test_ctrl_c_ends_cleanly_with_what_was_committed():
+    code = "import sys; from mlx_dgemma import generate, text\n"
+    code += "text.cut = lambda canvas, config, already: (canvas, False)\n"  # never stops on its own
+    code += "sys.exit(generate.main(['--prompt', 'count 10 to 50', '--max-tokens', '3900']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, cwd=ROOT)
+    first = os.read(process.stdout.fileno(), 4)  # the first canvas is there, the next one under way
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert (first + out).endswith(b"\n") and len(first + out) > 20
+    assert b"Traceback" not in err and b"(interrupted)" in err
+
+
+def test_a_closed_pipe_is_not_a_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*COMMAND, "--prompt", "roman 3"], stdout=writer, stderr=-1, text=True, cwd=ROOT, timeout=60)
+    os.close(writer)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_progress_line_on_a_terminal():
+    """Both streams on one terminal: a line per denoising step comes and goes, and the text stands at the end."""
+    text = run("--prompt", "count 20 to 44", "--quiet").stdout.strip()
+    terminal, inner = pty.openpty()
+    process = subprocess.Popen([*COMMAND, "--prompt", "count 20 to 44"], stdout=inner, stderr=inner, cwd=ROOT)
+    os.close(inner)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:  # the other side hung up
+            break
+    process.wait(timeout=60)
+    drawn = shown.decode().replace("\r\n", "\n")
+    assert drawn.count("canvas 1 · step 1/48") == 1 and "accepted" in drawn and "canvas 2 · step 1/48" in drawn
+    assert rendered(drawn).startswith(text)
+
+
+def rendered(output: str) -> str:
+    """What stays on the screen: carriage return and erase-line applied."""
+    lines = []
+    for line in output.split("\n"):
+        lines.append(line.rsplit("\r\x1b[K", 1)[-1])
+    return "\n".join(lines)
+
+
+def test_rows_of_wide_characters():
+    assert fit("日本語", 5) == "日本"
+    assert last_row("first\nsecond line", 6) == " line"
+    assert last_row("日本語日本語", 6) == "日本語"
+    assert last_row("", 10) == ""

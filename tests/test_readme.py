@@ -1,0 +1,39 @@
+"""The README's commands and examples are what they claim to be."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_two_set_up_commands_of_one_line_each():
+    first, second = blocks("bash")
+    assert first.count("\n") == second.count("\n") == 1
+    assert "pip install" in first and "mlx_dgemma.generate" in first
+    assert "pip install" in second and "pytest" in second
+
+
+def test_python_examples_run(capsys):
+    namespace: dict = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace["logits"].shape == (1, 64, 100)
+    assert "one thousand eight hundred forty-two" in capsys.readouterr().out
+
+
+def test_every_option_is_in_the_readme():
+    from mlx_dgemma.generate import build_parser
+
+    options = {o for a in build_parser()._actions for o in a.option_strings if o.startswith("--")}
+    assert [o for o in options - {"--help"} if o not in README] == []
+
+
+def test_divergences_name_tests_that_exist():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    names = set(re.findall(r"`(test_\w+)`", (ROOT / "DIVERGENCES.md").read_text()))
+    assert names and all(f"def {name}(" in tests for name in names)

@@ -1,0 +1,50 @@
+"""Adaptive stopping against the reference's criterion, step by step."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.models.diffusion_gemma.generation_diffusion_gemma import StableAndConfidentStoppingCriteria
+
+from mlx_dgemma import sampling
+from mlx_dgemma.stopping import StableAndConfident
+
+
+@given(
+    st.integers(0, 3),
+    st.floats(0.1, 1.5),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from([1.0, 4.0, 9.0])), min_size=1, max_size=8),
+)
+def test_same_decisions_as_the_reference(stability, confidence, steps):
+    ours = StableAndConfident(stability, confidence)
+    theirs = StableAndConfidentStoppingCriteria(stability, confidence)
+    for first, second, sharpness in steps:
+        argmax = np.array([[first, 2], [second, 2]])  # two rows, each free to change
+        logits = (sharpness * np.eye(3)[argmax]).astype(np.float32)
+        entropy = sampling.token_entropy(sampling.log_probabilities(mx.array(logits)))
+        decision = np.array(ours(mx.array(argmax), entropy))
+        assert (decision == theirs(torch.tensor(argmax), torch.tensor(logits)).numpy()).all()
+
+
+def test_stability_of_one_means_two_equal_canvases():
+    stop = StableAndConfident(stability_threshold=1, confidence_threshold=0.005)
+    canvas, sure = mx.array([[1, 2]]), mx.zeros((1, 2))
+    assert not stop(canvas, sure).item()
+    assert stop(canvas, sure).item()
+    assert not stop(mx.array([[1, 3]]), sure).item()
+
+
+def test_confidence_is_strictly_below_the_threshold():
+    for entropy, stops in ((0.25, False), (0.125, True)):
+        stop = StableAndConfident(stability_threshold=0, confidence_threshold=0.25)
+        assert stop(mx.array([[1, 2]]), mx.full((1, 2), entropy)).item() is stops
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 5])
+def test_history_does_not_grow(threshold):
+    stop = StableAndConfident(threshold, 1.0)
+    for _ in range(10):
+        stop(mx.array([[1]]), mx.zeros((1, 1)))
+    assert len(stop.history) == threshold
