@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mlx_dgemma.errors import DGemmaError
 
-_BYTES = {
+# Bytes per element by safetensors' type names.
+BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
@@ -20,12 +21,14 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One entry of a safetensors header."""
+    """One entry of a safetensors header; its bytes are `file[offset : offset + nbytes]`."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,21 @@ class Rule:
     reason: str = ""
 
 
-# First match wins. Names that match nothing are errors.
-RULES = (
-    Rule(re.compile(r"model\.encoder\.(vision_tower|embed_vision)\..*"), reason="images are not supported yet"),
+VISION = re.compile(r"model\.encoder\.(vision_tower|embed_vision)\..*")
+TEXT_RULES = (
     Rule(re.compile(r"lm_head\.weight"), reason="tied to the embedding"),
     Rule(re.compile(r"(model\.encoder\.language_model\.layers\.\d+\.layer_scalar)"), r"\1"),
     Rule(re.compile(r"model\.encoder\.language_model\..*"), reason="tied to the decoder"),
     Rule(re.compile(r"(model\.decoder\.layers\.\d+\.experts\.(gate_up|down)_proj)"), r"\1.weight"),
     Rule(re.compile(r"(model\.decoder\..*)"), r"\1"),
 )
+# First match wins. Names that match nothing are errors.
+RULES = (Rule(VISION, reason="images are not supported yet"), *TEXT_RULES)
 
 
-def target_name(name: str) -> str | None:
+def target_name(name: str, rules: tuple[Rule, ...] = RULES) -> str | None:
     """The module path of a checkpoint's tensor; None if it is dropped on purpose."""
-    for rule in RULES:
+    for rule in rules:
         match = rule.pattern.fullmatch(name)
         if match:
             return None if rule.target is None else match.expand(rule.target)
@@ -94,18 +98,19 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
-            return {name: _tensor_info(name, entry, file, size - 8 - length) for name, entry in header.items()}
+            return {name: _tensor_info(name, entry, file, 8 + length, size) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DGemmaError):
                 raise
             raise DGemmaError(f"{file} is not a safetensors file; download it again") from None
 
 
-def _tensor_info(name: str, entry: dict, file: Path, available: int) -> TensorInfo:
+def _tensor_info(name: str, entry: dict, file: Path, base: int, size: int) -> TensorInfo:
     begin, end = entry["data_offsets"]
-    if end > available:
-        raise DGemmaError(f"{file} is truncated: {name} ends {end - available} bytes past the end; download it again")
+    if base + end > size:
+        missing = base + end - size
+        raise DGemmaError(f"{file} is truncated: {name} ends {missing} bytes past the end; download it again")
     shape = tuple(entry["shape"])
-    if end - begin != _BYTES[entry["dtype"]] * math.prod(shape):
+    if end - begin != BYTES[entry["dtype"]] * math.prod(shape):
         raise DGemmaError(f"{file}: {name} has {end - begin} bytes, not those of {entry['dtype']} {shape}")
-    return TensorInfo(name, entry["dtype"], shape, file)
+    return TensorInfo(name, entry["dtype"], shape, file, base + begin, end - begin)

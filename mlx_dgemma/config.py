@@ -65,6 +65,7 @@ class ModelConfig:
     eos_token_id: tuple[int, ...]
     quantization: dict[str, Any] | None
     generation_config: dict[str, Any] | None
+    denoiser_trained: bool
 
     @classmethod
     def from_file(cls, path: Path) -> "ModelConfig":
@@ -102,6 +103,7 @@ class ModelConfig:
             eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
             quantization=_quantization(content),
             generation_config=content.get("generation_config"),
+            denoiser_trained=content.get("denoiser_trained", True),
         )
         if config.top_k_experts > config.num_experts:
             raise DGemmaError(f"text_config.top_k_experts is {config.top_k_experts} of {config.num_experts} experts")

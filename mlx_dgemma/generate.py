@@ -86,6 +86,9 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     progress.show("loading …")
     try:
         model, tokenizer = load(args.model)
+        if not model.config.denoiser_trained and not args.quiet:
+            progress.clear()
+            print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
         stream = stream_generate(
             model, tokenizer, _prompt(args), config, seed=args.seed, chat_template=not args.no_chat_template
         )

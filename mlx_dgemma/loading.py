@@ -1,5 +1,7 @@
 """From a folder or a hub repository to (model, tokenizer), in HF or MLX layout, quantized or not."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint import TensorInfo, read_headers, target_name
+from mlx_dgemma.checkpoint import TensorInfo, read_headers, shard_files, target_name
 from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.generation_config import GenerationConfig
@@ -21,7 +23,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 def load(
-    path_or_repo: str | Path | None = None, *, dtype: mx.Dtype | None = None, revision: str | None = None
+    path_or_repo: str | Path | None = None,
+    *,
+    dtype: mx.Dtype | None = None,
+    revision: str | None = None,
+    verify: bool = False,
 ) -> tuple[DiffusionGemma, Any]:
     """Loads a DiffusionGemma checkpoint.
 
@@ -29,6 +35,7 @@ def load(
         path_or_repo: a local folder, a hub repository ("owner/name"), or None for the embedded checkpoint.
         dtype: of weights and activations; by default the checkpoint's own on a GPU and float32 on the CPU.
         revision: branch, tag or commit of a hub repository.
+        verify: compare the files with the SHA-256 sums that the converter noted in convert.json.
 
     Returns:
         The model, and its tokenizer (mlx-lm's wrapper) or None if the folder has no tokenizer files.
@@ -38,6 +45,8 @@ def load(
     """
     folder = resolve(path_or_repo, revision)
     config = ModelConfig.from_file(folder / "config.json")
+    if verify:
+        check_sums(folder)
     return load_model(folder, config, dtype), _load_tokenizer(folder)
 
 
@@ -55,6 +64,19 @@ def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Pat
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(path_or_repo)):
         raise DGemmaError(f"no folder {path_or_repo}; give a checkpoint folder or a hub repository (owner/name)")
     return _download(str(path_or_repo), revision)
+
+
+def check_sums(folder: Path) -> None:
+    """Compares every weight file with the SHA-256 sum in convert.json."""
+    try:
+        sums = json.loads((folder / "convert.json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError):
+        raise DGemmaError(f"{folder} has no convert.json with SHA-256 sums; load it without verify") from None
+    for file in shard_files(folder):
+        with file.open("rb") as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        if actual != sums.get(file.name):
+            raise DGemmaError(f"{file} is not what was converted (its SHA-256 differs); convert or download it again")
 
 
 def _download(repo: str, revision: str | None) -> Path:

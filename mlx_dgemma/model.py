@@ -109,6 +109,13 @@ class DiffusionGemma(nn.Module):
 
     def encode(self, tokens: mx.array, cache: PrefixCache) -> None:
         """Encoder mode: reads ids (B, T) causally and appends their keys and values to the prefix."""
+        self._encode(tokens, cache)  # its result is never asked for, so the last layer's output is never computed
+
+    def next_token_logits(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
+        """Encoder mode, and what the causal model expects after each of the ids (B, T): logits (B, T, V), float32."""
+        return self._logits(self._encode(tokens, cache))
+
+    def _encode(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
         length = tokens.shape[1]
         if cache.length + length > self.config.max_position_embeddings:
             raise DGemmaError(
@@ -120,7 +127,8 @@ class DiffusionGemma(nn.Module):
         scalars = self.model.encoder.language_model.layers
         for layer, own, kv in zip(self.model.decoder.layers, scalars, cache.layers, strict=True):
             h = layer(h, cache.length, kv.append, masks[kv.window], own.layer_scalar)
-        cache.length += length  # the last layer's output is never asked for, so it is never computed
+        cache.length += length
+        return h
 
     def denoise(self, canvas: mx.array, cache: PrefixCache, previous: mx.array | None = None) -> mx.array:
         """Denoiser mode: one step over the canvas.
@@ -139,6 +147,10 @@ class DiffusionGemma(nn.Module):
         for layer, kv in zip(decoder.layers, cache.layers, strict=True):
             # no mask: every canvas token sees all that the layer kept of the prefix, and the whole canvas
             h = layer(h, cache.length, kv.overlay, None, layer.layer_scalar)
+        return self._logits(h)
+
+    def _logits(self, h: mx.array) -> mx.array:
+        decoder = self.model.decoder
         logits = decoder.embed_tokens.as_linear(decoder.norm(h)).astype(mx.float32)
         return softcap(logits, self.config.final_logit_softcapping)
 

@@ -1,0 +1,157 @@
+"""Command line of the converter. The plan goes to stdout (with --dry-run), all else to stderr."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from mlx_dgemma.errors import DGemmaError
+
+from .recipes import DEFAULT, FLOATS, MODES, RECIPES, Format, Rules, rules_of
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="dgemma-convert", description="Convert a Gemma MoE checkpoint into an MLX folder.")
+    add = parser.add_argument
+    add("--hf-path", metavar="S", required=True, help="source: a folder or a hub repository")
+    add("--mlx-path", metavar="D", type=Path, default=Path("mlx_model"), help="target folder (default: mlx_model)")
+    add("--revision", help="branch, tag or commit of the source repository")
+    add("-q", "--quantize", action="store_true", help=f"quantize (recipe {DEFAULT} unless --recipe says otherwise)")
+    add("--recipe", choices=RECIPES, help="which parts get which format")
+    add("--q-bits", type=int, metavar="N", help="bits of the recipe's chosen part (default: 4)")
+    add("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: the mode's)")
+    add("--q-mode", choices=MODES, help="number format (default: affine)")
+    add("--override", action="append", default=[], metavar="REGEX=BITS[:GROUP[:MODE]]", help="bits 16: leave as it is")
+    add("-d", "--dequantize", action="store_true", help="write a quantized source unquantized")
+    add("--dtype", choices=FLOATS, help="of everything that is not quantized (default: the source's)")
+    add("--dry-run", action="store_true", help="print the plan; reads headers only, writes nothing")
+    add("--resume", action="store_true", help="go on with a run that ended early")
+    add("--force", action="store_true", help="replace the target")
+    add("--verify", action="store_true", help="re-read the result: errors by part, KL of the logits")
+    add("--upload-repo", metavar="R", help="push the result to this hub repository")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 (failed), 2 (bad usage)."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        recipe, rules = choose_rules(args)
+    except DGemmaError as error:
+        parser.error(str(error))
+    try:
+        return run(args, recipe, rules)
+    except DGemmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last finished file", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error}; the target stays as it was", file=sys.stderr)
+    return 1
+
+
+def choose_rules(args: argparse.Namespace) -> tuple[str | None, Rules]:
+    """Recipe name (None: unquantized) and table from the options."""
+    chosen = None
+    if args.q_bits or args.q_group_size or args.q_mode:
+        mode = args.q_mode or "affine"
+        bits, groups = MODES[mode]
+        chosen = Format(args.q_bits or (4 if 4 in bits else bits[0]), args.q_group_size or groups[0], mode)
+    quantize = args.quantize or args.recipe or chosen
+    if quantize and args.dequantize:
+        raise DGemmaError("--dequantize and quantization exclude each other")
+    if not quantize:
+        return None, tuple(rules_of(DEFAULT, None, tuple(args.override))[: len(args.override)])
+    recipe = args.recipe or DEFAULT
+    return recipe, rules_of(recipe, chosen, tuple(args.override))
+
+
+def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
+    """Plans, writes, verifies, publishes."""
+    # late: MLX is not needed for --help or a mistyped option
+    from mlx_dgemma.loading import resolve
+
+    from . import folder, write
+    from .plan import make_plan
+    from .source import open_source
+
+    source = open_source(resolve(args.hf_path, args.revision))
+    if source.is_quantized and not rules and not args.dequantize:
+        raise DGemmaError(f"{source.folder} is quantized; add -q to requantize it, or --dequantize")
+    plan = make_plan(source, rules, FLOATS[args.dtype] if args.dtype else None)
+    if args.dry_run:
+        print("\n".join(plan.lines()))
+        return 0
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
+    done = write.prepare(plan, args.mlx_path, resume=args.resume, force=args.force)
+    with bar(plan.nbytes) as progress:
+        sums = write.write_weights(plan, args.mlx_path, done, progress.update)
+    options = {"dtype": args.dtype, "overrides": args.override, "quantization": plan.quantization()}
+    provenance = folder.Provenance(args.hf_path, folder.revision_of(source.folder), recipe, options)
+    folder.write_folder(source, plan, args.mlx_path, provenance, sums)
+    write.publish(args.mlx_path)
+    print(f"{args.mlx_path}: {plan.tensors} tensors, {plan.nbytes / 1e9:.3f} GB", file=sys.stderr)
+    if args.verify:
+        from . import verify
+
+        for line in verify.weight_errors(plan, args.mlx_path):
+            print(line, file=sys.stderr)
+        print(verify.logits_divergence(source, args.mlx_path), file=sys.stderr)
+    if args.upload_repo:
+        upload(args.mlx_path, args.upload_repo)
+    return 0
+
+
+def bar(total: int) -> "tqdm | Lines":
+    """Progress on stderr: bytes and time left on a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        return Lines(total)
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="B", unit_scale=True, desc="converting", file=sys.stderr)
+
+
+class Lines:
+    """A plain line at every tenth of the work."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.next = total, 0, 0
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def update(self, count: int) -> None:
+        self.done += count
+        if 10 * self.done >= self.next * self.total:
+            print(f"converted {self.done / 1e9:.3f} of {self.total / 1e9:.3f} GB", file=sys.stderr)
+            self.next = 10 * self.done // self.total + 1
+
+
+def upload(folder: Path, repo: str) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repo)
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DGemmaError(f"the upload to {repo} failed: {cause}") from None
+    print(f"uploaded to {repo}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

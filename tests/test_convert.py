@@ -1,0 +1,519 @@
+"""The converter: plans on the published tensor table, every format, what is refused, resume, memory."""
+
+import csv
+import json
+import os
+import re
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
+
+from convert import write
+from convert.__main__ import main
+from convert.recipes import RECIPES, Format, format_of, parse_override, rules_of
+from mlx_dgemma import DGemmaError, generate_text, load
+from mlx_dgemma.checkpoint import BYTES, read_headers
+from tests.conftest import random_reference
+from tests.test_loading import edit_config, edit_tensors, logits, one_line, quantized_folder
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def hollow(tmp_path_factory):
+    """The published checkpoint without its 52 GB: real headers, sparse data."""
+    folder = tmp_path_factory.mktemp("hollow")
+    shutil.copy(DATA / "config.json", folder)
+    shards: dict[str, dict] = {}
+    with (DATA / "tensors.tsv").open() as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            shape = [int(n) for n in row["shape"].split(",")]
+            header = shards.setdefault(row["shard"], {})
+            start = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            end = start + BYTES[row["dtype"]] * int(np.prod(shape))
+            header[row["name"]] = {"dtype": row["dtype"], "shape": shape, "data_offsets": [start, end]}
+    for name, header in shards.items():
+        text = json.dumps(header).encode()
+        with (folder / name).open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + max(entry["data_offsets"][1] for entry in header.values()))
+    return folder
+
+
+def convert(capsys, *arguments) -> tuple[int, str, str]:
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def to_target(capsys, folder, tmp_path):
+    """Converts the random checkpoint (or `source`) and returns the target."""
+
+    def run(*arguments, source=None):
+        target = tmp_path / "target"
+        code, _, err = convert(capsys, "--hf-path", source or folder, "--mlx-path", target, *arguments)
+        assert code == 0, err
+        return target
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tensors", "nbytes"),
+    [
+        (["--recipe", "mlx-community"], 1647, 16_542_844_632),
+        ([], 1047, 51_647_562_456),
+        (["-q"], 1167, 18_818_050_776),
+        (["--recipe", "8bit"], 1645, None),
+        (["--recipe", "small"], 1645, None),
+    ],
+)
+def test_plans_of_the_published_checkpoint(capsys, hollow, arguments, tensors, nbytes):
+    code, out, err = convert(capsys, "--hf-path", hollow, "--dry-run", *arguments)
+    assert (code, err) == (0, "")
+    last = out.strip().splitlines()[-1]
+    assert last.startswith(f"{tensors} tensors, ")
+    assert nbytes is None or f"{nbytes} bytes" in last
+    named = {line.split("  ")[0] for line in out.splitlines() if "  from " in line}
+    assert len(named) == tensors
+
+
+def test_the_small_recipe_leaves_room_below_16_gb(capsys, hollow):
+    _, out, _ = convert(capsys, "--hf-path", hollow, "--dry-run", "--recipe", "small")
+    nbytes = int(re.search(r"tensors, (\d+) bytes", out)[1])
+    assert 14e9 < nbytes < 15e9
+
+
+def test_groups_that_do_not_fit_fall_back_and_say_so(capsys, hollow):
+    code, out, _ = convert(capsys, "--hf-path", hollow, "--dry-run", "--recipe", "uniform", "--q-group-size", 128)
+    assert code == 0
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert "note: model.decoder.layers.0.experts.down_proj gets groups of 64: 128 does not divide 704" in notes
+    assert "note: model.decoder.layers.0.mlp.down_proj gets groups of 64: 128 does not divide 2112" in notes
+    assert len(notes) == 30 + 30 + 1  # experts, dense MLP, self-conditioning
+
+
+def test_a_dry_run_reads_no_weights_and_writes_nothing(capsys, hollow, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+    code, _, _ = convert(capsys, "--hf-path", hollow, "--mlx-path", tmp_path / "t", "--dry-run", "-q")
+    assert code == 0 and not list(tmp_path.iterdir())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_inblock - before < 10_000
+
+
+def test_unquantized_conversion_changes_nothing(to_target, model):
+    target = to_target()
+    assert np.array_equal(logits(load(target)[0]), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        (["-q", "--q-bits", "8", "--q-group-size", "32"], 0.05),
+        (["--recipe", "uniform", "--q-mode", "mxfp8"], 0.5),
+        (["--recipe", "uniform", "--q-bits", "6", "--q-group-size", "32"], 0.3),
+        (["--recipe", "uniform", "--q-mode", "nvfp4"], 2.0),
+        (["--recipe", "uniform", "--q-mode", "mxfp4"], 2.0),
+    ],
+)
+def test_quantized_conversions_load_and_stay_close(to_target, model, arguments, limit):
+    expected = logits(model)
+    error = np.abs(logits(load(to_target(*arguments))[0]) - expected).mean() / expected.std()
+    assert 0 < error < limit
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs_generation(to_target, recipe):
+    model, _ = load(to_target("--recipe", recipe))
+    assert generate_text(model, None, [1, 2, 3]).steps_per_canvas
+
+
+def test_streamed_slices_give_what_one_piece_gives(to_target, folder, monkeypatch):
+    from convert import source
+
+    monkeypatch.setattr(source, "SLICE", 3000)  # a few rows at a time
+    weights = mx.load(
+        str(to_target("--recipe", "uniform", "--q-group-size", "32") / "model-00001-of-00001.safetensors")
+    )
+    for name in ("model.decoder.layers.0.mlp.up_proj", "model.decoder.layers.1.experts.gate_up_proj"):
+        plain = mx.load(str(folder / "model.safetensors"))
+        dense = plain[name] if name in plain else plain[f"{name}.weight"]
+        for part, expected in zip(("weight", "scales", "biases"), mx.quantize(dense, 32, 4), strict=True):
+            assert mx.array_equal(weights[f"{name}.{part}"], expected)
+
+
+def test_shards_and_index(to_target, model, monkeypatch):
+    from convert import plan
+
+    monkeypatch.setattr(plan.Plan.shards, "__defaults__", (100_000,))
+    target = to_target()
+    index = json.loads((target / "model.safetensors.index.json").read_text())
+    files = sorted(target.glob("*.safetensors"))
+    assert len(files) > 3 and {f.name for f in files} == set(index["weight_map"].values())
+    assert index["metadata"]["total_size"] == sum(info.nbytes for info in read_headers(target).values())
+    assert np.array_equal(logits(load(target, verify=True)[0]), logits(model))
+
+
+def test_requantize_and_dequantize(to_target, folder, tmp_path, capsys):
+    four = quantized_folder(folder, tmp_path / "four")
+    code, _, err = convert(capsys, "--hf-path", four, "--mlx-path", tmp_path / "x")
+    assert code == 1 and "add -q to requantize it, or --dequantize" in err
+    expected = logits(load(four)[0])
+    dense = to_target("--dequantize", source=four)
+    assert "quantization" not in json.loads((dense / "config.json").read_text())
+    assert np.abs(logits(load(dense)[0]) - expected).max() < 1e-3
+    again = to_target("--recipe", "uniform", "--q-bits", "8", "--q-group-size", "32", "--force", source=four)
+    assert np.abs(logits(load(again)[0]) - expected).mean() < 0.2 * expected.std()
+
+
+def test_dtype(to_target):
+    target = to_target("--dtype", "float16", "-q", "--q-group-size", "32")
+    assert {info.dtype for info in read_headers(target).values()} == {"F16", "U32"}
+    assert json.loads((target / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_overrides_come_first(to_target):
+    target = to_target("--recipe", "8bit", "--override", "experts=4:32", "--override", "layers.0.mlp=16")
+    quantization = json.loads((target / "config.json").read_text())["quantization"]
+    names = set(read_headers(target))
+    assert "model.decoder.layers.0.mlp.up_proj.scales" not in names
+    assert "model.decoder.layers.1.mlp.up_proj.scales" in names
+    experts = quantization.get("model.decoder.layers.0.experts.down_proj", quantization)
+    assert (experts["bits"], experts["group_size"]) == (4, 32)
+
+
+def test_recipes_as_tables():
+    rules = rules_of("uniform", Format(6, 64), ("q_proj=16", "down_proj=2:32"))
+    assert format_of("model.decoder.layers.3.self_attn.q_proj", rules) is None
+    assert format_of("model.decoder.layers.3.mlp.down_proj", rules) == Format(2, 32)
+    assert format_of("model.decoder.layers.3.mlp.up_proj", rules) == Format(6, 64)
+    assert parse_override("a=b=4::mxfp4") == (".*(?:a=b).*", Format(4, 32, "mxfp4"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--q-bits", "7"],
+        ["--q-mode", "mxfp4", "--q-bits", "8"],
+        ["--q-mode", "nvfp4", "--q-group-size", "64"],
+        ["--q-group-size", "48"],
+        ["--recipe", "best"],
+        ["--recipe", "8bit", "--q-bits", "4"],
+        ["-q", "--dequantize"],
+        ["--override", "experts"],
+        ["--override", "(=4"],
+        ["--override", "x=4:64:affine:more"],
+        ["--dtype", "int8"],
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(capsys, folder, arguments):
+    code, out, err = convert(capsys, "--hf-path", folder, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_an_override_that_matches_nothing_is_an_error(capsys, folder, tmp_path):
+    code, _, err = convert(capsys, "--hf-path", folder, "--mlx-path", tmp_path / "t", "--override", "expert_s=4")
+    assert code == 1 and "no module matches 'expert_s'" in err
+
+
+def failing(capsys, source, target, *arguments) -> str:
+    """The complaint of a conversion that must fail and leave nothing under the target's name."""
+    code, out, err = convert(capsys, "--hf-path", source, "--mlx-path", target, *arguments)
+    assert (code, out) == (1, "")
+    assert not target.exists()
+    complaint = err.strip().splitlines()[-1]
+    assert complaint.startswith("error: ")
+    return complaint
+
+
+def broken(folder, tmp_path, change) -> Path:
+    copy = shutil.copytree(folder, tmp_path / "broken")
+    edit_tensors(copy, change)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t.update({"model.surprise": np.zeros(3)}), "unknown tensor model.surprise"),
+        (lambda t: t.pop("model.decoder.norm.weight"), "tensor model.decoder.norm.weight (64,) is missing"),
+        (
+            lambda t: t.update({"model.decoder.layers.2.router.scale": np.zeros((3,), np.float32)}),
+            "tensor model.decoder.layers.2.router.scale has shape (3,), config.json asks for (64,)",
+        ),
+        (
+            lambda t: t["model.decoder.layers.1.experts.down_proj"].__setitem__((5, 3, 1), np.nan),
+            "model.safetensors: tensor model.decoder.layers.1.experts.down_proj has NaN or Inf",
+        ),
+        (
+            lambda t: t["model.decoder.embed_tokens.weight"].__setitem__((5, 3), np.inf),
+            "model.safetensors: tensor model.decoder.embed_tokens.weight has NaN or Inf",
+        ),
+    ],
+)
+def test_broken_tensors_are_named(capsys, folder, tmp_path, change, complaint):
+    assert complaint in failing(capsys, broken(folder, tmp_path, change), tmp_path / "t", "-q", "--q-group-size", "32")
+
+
+def test_broken_folders(capsys, folder, tmp_path):
+    assert "no folder" in failing(capsys, tmp_path / "nowhere", tmp_path / "t")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert "model.safetensors is truncated" in failing(capsys, copy, tmp_path / "t")
+    edit_config(copy, model_type="llama")
+    assert "model_type is 'llama'" in failing(capsys, copy, tmp_path / "t")
+
+
+def test_refuses_to_overwrite_and_force_replaces(capsys, to_target, folder, tmp_path):
+    target = to_target()
+    (target / "mine").write_text("")
+    code, _, err = convert(capsys, "--hf-path", folder, "--mlx-path", target)
+    assert code == 1 and "exists; choose another --mlx-path, or replace it with --force" in err
+    assert (target / "mine").exists()
+    to_target("--force", "-q", "--q-group-size", "32")
+    assert not (target / "mine").exists() and load(target)
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_failure_with_force_leaves_the_old_target(capsys, to_target, folder, tmp_path):
+    target = to_target()
+    before = {p.name: p.read_bytes() for p in target.iterdir()}
+    bad = broken(folder, tmp_path, lambda t: t["model.decoder.norm.weight"].__setitem__(0, np.nan))
+    code, _, err = convert(capsys, "--hf-path", bad, "--mlx-path", target, "--force")
+    assert code == 1 and "NaN or Inf" in err
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == before
+
+
+def test_disk_space_is_checked_first(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    assert "has 0.0 GB free, 0.1 GB are needed" in failing(capsys, folder, tmp_path / "t")
+
+
+def test_a_killed_run_is_resumed(capsys, folder, tmp_path, monkeypatch, model):
+    from convert import plan
+
+    monkeypatch.setattr(plan.Plan.shards, "__defaults__", (100_000,))
+    target, real, calls = tmp_path / "t", write.write_shard, []
+
+    def dies_at_third(path, jobs, progress):
+        calls.append(path.name)
+        if len(calls) == 3:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        real(path, jobs, progress)
+
+    monkeypatch.setattr(write, "write_shard", dies_at_third)
+    code, _, err = convert(capsys, "--hf-path", folder, "--mlx-path", target)
+    assert code == 1 and "--resume" in err and not target.exists()
+    assert "add --resume" in failing(capsys, folder, target)
+    complaint = failing(capsys, folder, target, "--resume", "--dtype", "float16")
+    assert "begun with another source or other options" in complaint
+    assert convert(capsys, "--hf-path", folder, "--mlx-path", target, "--resume")[0] == 0
+    assert calls[3:][0] == calls[2] and len(calls[3:]) == len(list(target.glob("*.safetensors"))) - 2
+    assert np.array_equal(logits(load(target, verify=True)[0]), logits(model))
+    assert not write.partial_of(target).exists()
+
+
+def test_nothing_to_resume(capsys, folder, tmp_path):
+    assert "nothing to resume" in failing(capsys, folder, tmp_path / "t", "--resume")
+
+
+def test_trust(capsys, folder, tmp_path, to_target):
+    target = tmp_path / "target"
+    code, out, err = convert(
+        capsys, "--hf-path", folder, "--mlx-path", target, "-q", "--q-group-size", "32", "--verify"
+    )
+    assert (code, out) == (0, "")
+    assert re.search(r"experts +relative error [1-9]\.\d+e-02 +5\.00 bits per weight", err)
+    assert re.search(r"attention +relative error 0\.00e\+00 +32\.00 bits per weight", err)
+    assert re.search(r"KL of denoiser logits: \d\.\d+e-\d+ nats per position over 3 prompts", err)
+    record = json.loads((target / "convert.json").read_text())
+    assert (record["source"], record["recipe"]) == (str(folder), "experts-4bit")
+    assert load(target, verify=True)
+    card = (target / "README.md").read_text()
+    assert "library_name: mlx" in card and "| experts |" in card
+    (shard,) = target.glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DGemmaError) as error:
+        load(target, verify=True)
+    assert "SHA-256 differs" in one_line(error)
+    with pytest.raises(DGemmaError, match=r"no convert\.json"):
+        load(folder, verify=True)
+
+
+def test_upload(capsys, folder, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class Api:
+        def create_repo(self, repo, exist_ok):
+            calls.append(repo)
+
+        def upload_folder(self, folder_path, repo_id):
+            if repo_id == "me/down":
+                raise OSError("no route\nlong story")
+            calls.append(sorted(p.name for p in Path(folder_path).iterdir()))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    to = tmp_path / "t"
+    assert convert(capsys, "--hf-path", folder, "--mlx-path", to, "--upload-repo", "me/model")[0] == 0
+    assert calls[0] == "me/model" and {"README.md", "config.json", "convert.json"} <= set(calls[1])
+    code, _, err = convert(capsys, "--hf-path", folder, "--mlx-path", to, "--force", "--upload-repo", "me/down")
+    assert code == 1 and "error: the upload to me/down failed: no route" in err
+
+
+def test_tokenizer_and_generation_config_come_along(to_target):
+    from mlx_dgemma.loading import EMBEDDED
+
+    target = to_target("-q", source=EMBEDDED)
+    ours, tokenizer = load(target)
+    assert ours.generation_config.eos_token_id == load()[0].generation_config.eos_token_id
+    assert tokenizer.chat_template
+
+
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
+    """Peak resident memory ≤ 1.5 × the largest tensor + 500 MB, for a checkpoint that is larger than that."""
+    largest = write_large_checkpoint(tmp_path / "source")
+    code = "import sys; from convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "--hf-path", tmp_path / "source", "--mlx-path", tmp_path / "t", "-q"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, process.stderr.read()
+    total = (tmp_path / "source" / "model.safetensors").stat().st_size
+    bound = 1.5 * largest + 500e6
+    assert usage.ru_maxrss * 1024 < bound < total
+
+
+def write_large_checkpoint(folder: Path) -> int:
+    """Some 700 MB of bfloat16 zeros in many layers, sparse on disk; returns the largest tensor's bytes."""
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+    from tests.conftest import TEXT, VISION
+
+    sizes = {"hidden_size": 512, "moe_intermediate_size": 256, "num_experts": 64, "num_hidden_layers": 14}
+    config = DiffusionGemmaConfig(text_config={**TEXT, **sizes, "layer_types": None}, vision_config=VISION)
+    with torch.device("meta"):
+        model = DiffusionGemmaForBlockDiffusion._from_config(config, dtype=torch.bfloat16)
+    header, offset, largest = {}, 0, 0
+    for name, tensor in model.state_dict().items():
+        if name.startswith("model.decoder.") or name.endswith("layer_scalar"):
+            end = offset + 2 * tensor.numel()
+            header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+            offset, largest = end, max(largest, 2 * tensor.numel())
+    folder.mkdir()
+    config.save_pretrained(folder)
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
+    return largest
+
+
+# Plain Gemma 4
+
+
+@pytest.fixture(scope="module")
+def gemma4(tmp_path_factory):
+    """A small random Gemma 4 with experts, from the reference implementation, and its folder."""
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    from tests.conftest import TEXT, VISION
+
+    torch.manual_seed(0)
+    text = {
+        **TEXT,
+        "enable_moe_block": True,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "final_logit_softcapping": 30.0,
+    }
+    config = Gemma4Config(text_config=text, vision_config=VISION, audio_config=None)
+    model = Gemma4ForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    reference = random_reference()
+    state = reference.model.decoder.state_dict()
+    with torch.no_grad():
+        for name, parameter in model.model.language_model.state_dict().items():
+            if name in state and state[name].shape == parameter.shape:
+                parameter.copy_(state[name])
+    folder = tmp_path_factory.mktemp("gemma4")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def test_gemma4_becomes_an_encoder_that_is_still_gemma4(gemma4, to_target):
+    theirs, folder = gemma4
+    target = to_target(source=folder)
+    ours, _ = load(target)
+    ids = np.random.default_rng(0).integers(3, 120, (1, 40))
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor(ids)).logits.numpy()
+    got = np.array(ours.next_token_logits(mx.array(ids), ours.make_cache()))
+    assert expected.std() > 1
+    assert np.abs(got - expected).max() <= 1e-4 * (expected.max() - expected.min())
+
+
+def test_the_patch_starts_from_zero_self_conditioning(gemma4, to_target):
+    ours, _ = load(to_target(source=gemma4[1]))
+    assert ours.config.denoiser_trained is False and ours.config.canvas_length == 256
+    parameters = dict(tree_flatten(ours.parameters()))
+    for index in range(5):
+        scalar = parameters[f"model.decoder.layers.{index}.layer_scalar"]
+        assert mx.array_equal(parameters[f"model.encoder.language_model.layers.{index}.layer_scalar"], scalar)
+    cache, canvas = ours.make_cache(), mx.array([list(range(16))])
+    ours.encode(mx.array([[3, 4, 5]]), cache)
+    plain = ours.denoise(canvas, cache)
+    conditioned = ours.denoise(canvas, cache, mx.random.normal((1, 16, 120)))
+    assert mx.array_equal(plain, conditioned)  # the contribution is exactly zero
+    assert parameters["model.decoder.self_conditioning.gate_proj.weight"].std().item() > 0.01
+
+
+def test_a_quantized_patch_is_still_exactly_zero(gemma4, to_target):
+    ours, _ = load(to_target("--recipe", "uniform", "--q-group-size", "32", source=gemma4[1]))
+    cache, canvas = ours.make_cache(), mx.array([list(range(16))])
+    ours.encode(mx.array([[3, 4, 5]]), cache)
+    assert mx.array_equal(ours.denoise(canvas, cache), ours.denoise(canvas, cache, mx.random.normal((1, 16, 120))))
+
+
+def test_generate_says_that_the_denoiser_is_untrained(gemma4, to_target, capsys):
+    from mlx_dgemma import generate
+
+    target = to_target(source=gemma4[1])
+    shutil.copy(ROOT / "mlx_dgemma/demo/checkpoint/tokenizer.json", target)
+    shutil.copy(ROOT / "mlx_dgemma/demo/checkpoint/tokenizer_config.json", target)
+    assert generate.main(["--model", str(target), "--prompt", "ab", "--max-denoising-steps", "1"]) == 0
+    assert "warning: this denoiser is untrained" in capsys.readouterr().err
+
+
+def test_vision_weights_come_along(gemma4, folder, to_target):
+    for source in (gemma4[1], folder):
+        vision = {n: t for n, t in load_file(source / "model.safetensors").items() if "vision" in n}
+        target = to_target("--force", source=source)
+        kept = {n for n in read_headers(target) if "vision" in n}
+        assert len(kept) == len(vision) > 5 and all(n.startswith("model.encoder.") for n in kept)
+
+
+def test_save_file_is_what_tests_edit_with(tmp_path):
+    """Guards the helpers above: an edited file is still read by the reference library."""
+    save_file({"a": np.zeros(2)}, tmp_path / "model.safetensors")
+    edit_tensors(tmp_path, lambda t: t.update({"b": np.ones(2)}))
+    assert set(load_file(tmp_path / "model.safetensors")) == {"a", "b"}
