@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma import __version__
+from mlx_dgemma.config import FULL
 from mlx_dgemma.generation_config import SAMPLER, GenerationConfig
 
 from .plan import Plan
@@ -55,8 +56,26 @@ def target_config(source: Source, plan: Plan) -> dict[str, Any]:
     """The source's config.json with the type of the floats and the quantization as they are now."""
     config = {k: v for k, v in source.config.items() if k not in ("quantization", "quantization_config")}
     config["dtype"] = _DTYPE_NAMES[next(job.dtype for job in plan.jobs if job.target.endswith("norm.weight"))]
+    config["text_config"] = published_dialect(config["text_config"])
     quantization = plan.quantization()
     return {**config, "quantization": quantization} if quantization else config
+
+
+def published_dialect(text: dict[str, Any]) -> dict[str, Any]:
+    """text_config with `global_head_dim` and `num_global_key_value_heads`, the only form that every reader knows."""
+    full = [i for i, kind in enumerate(text["layer_types"]) if kind == FULL]
+    per_layer = {int(index): sizes for index, sizes in (text.get("per_layer_config") or {}).items()}
+    sizes = per_layer.get(full[0], {})
+    if set(per_layer) != set(full) or any(per_layer[i] != sizes for i in full) or "head_dim" not in sizes:
+        return text
+    text = {k: v for k, v in text.items() if k != "per_layer_config"}
+    kv_heads = sizes.get("num_key_value_heads", text["num_key_value_heads"])
+    return {
+        "final_logit_softcapping": 30.0,  # the saved form leaves the class's default out
+        **text,
+        "global_head_dim": sizes["head_dim"],
+        "num_global_key_value_heads": kv_heads,
+    }
 
 
 def _diffusion_defaults(source: Source) -> dict[str, Any]:
