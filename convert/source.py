@@ -137,7 +137,10 @@ def _apply_rules(
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     named, dropped = {}, {}
     for name, info in headers.items():
-        target = target_name(name, rules)
+        try:
+            target = target_name(name, rules)
+        except DGemmaError as error:
+            raise DGemmaError(f"{info.file}: {error}") from None
         if target is None:
             dropped[name] = next(rule.reason for rule in rules if rule.pattern.fullmatch(name))
         else:
@@ -188,8 +191,13 @@ def _check(folder: Path, config: dict[str, Any], tensors: dict[str, SourceTensor
             raise DGemmaError(f"{folder}: tensor {name} {shape} is missing; download it again")
         if tensors[name].shape != shape:
             raise DGemmaError(
-                f"{folder}: tensor {tensors[name].origin} has shape {tensors[name].shape}, config.json asks for {shape}"
+                f"{_place(folder, tensors[name])} has shape {tensors[name].shape}, config.json asks for {shape}"
             )
     unexpected = sorted(n for n in tensors if n not in expected and not VISION.fullmatch(n))
     if unexpected:
-        raise DGemmaError(f"{folder}: unexpected tensor {unexpected[0]}; config.json describes another model")
+        place = _place(folder, tensors[unexpected[0]])
+        raise DGemmaError(f"{place} is unexpected; config.json describes another model")
+
+
+def _place(folder: Path, tensor: SourceTensor) -> str:
+    return f"{tensor.info.file if tensor.info else folder}: tensor {tensor.origin}"

@@ -119,12 +119,13 @@ def _write_job(descriptor: int, job: Job, places: dict[str, int], progress: Prog
     for values in job.source.slices():
         for output, array in zip(job.outputs, encode(values, job), strict=True):
             data = to_bytes(array)
-            os.pwrite(descriptor, data, places[output.name] + written[output.name])
-            written[output.name] += len(data)
+            written[output.name] += os.pwrite(descriptor, data, places[output.name] + written[output.name])
             progress(len(data))
     for output in job.outputs:
         if written[output.name] != output.nbytes:
-            raise DGemmaError(f"{output.name}: {written[output.name]} bytes written, {output.nbytes} planned")
+            raise DGemmaError(
+                f"{output.name}: {written[output.name]} bytes written of {output.nbytes}; is the disk full?"
+            )
 
 
 def encode(values: mx.array, job: Job) -> tuple[mx.array, ...]:

@@ -67,7 +67,7 @@ def denoise_canvas(
     `denoiser` maps canvas ids (B, C) and the previous tempered logits (None at first) to logits (B, C, V). With several
     rows, a row that is done keeps its draft while the others go on.
     """
-    canvas, previous, finished = noise.tokens(shape), None, mx.zeros(shape[:1], mx.bool_)
+    canvas, previous, finished = mx.array(noise.tokens(shape)), None, mx.zeros(shape[:1], mx.bool_)
     draft = canvas
     should_stop = StableAndConfident(config.stability_threshold, config.confidence_threshold)
     for remaining in range(config.max_denoising_steps, 0, -1):
@@ -76,12 +76,14 @@ def denoise_canvas(
         tempered = denoiser(canvas, previous) / temperature  # (B, C, V)
         log_p, argmax = sampling.log_probabilities(tempered), tempered.argmax(axis=-1).astype(mx.int32)
         # 2. proposal
-        proposal = sampling.draw(log_p, noise.uniform(shape)) if config.token_choice == "categorical" else argmax
+        proposal = (
+            sampling.draw(log_p, mx.array(noise.uniform(shape))) if config.token_choice == "categorical" else argmax
+        )
         # 3. entropy, acceptance
         entropy = sampling.token_entropy(log_p)
         accepted = sampling.accept(entropy, config.entropy_bound)
         # 4. the next canvas
-        next_canvas = sampling.renoise(proposal, accepted, noise.tokens(shape))
+        next_canvas = sampling.renoise(proposal, accepted, mx.array(noise.tokens(shape)))
         # 5. stop? and 6. the draft, which is committed when the loop ends
         draft = mx.where(finished[:, None], draft, argmax)
         finished = finished | should_stop(draft, entropy)

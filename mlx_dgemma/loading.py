@@ -125,8 +125,15 @@ def build_model(config: ModelConfig, names: set[str] = frozenset()) -> Diffusion
 
 
 def _by_target(headers: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    named = ((target_name(name), info) for name, info in headers.items())
-    return {target: info for target, info in named if target is not None}
+    targets = {}
+    for name, info in headers.items():
+        try:
+            target = target_name(name)
+        except DGemmaError as error:
+            raise DGemmaError(f"{info.file}: {error}") from None
+        if target is not None:
+            targets[target] = info
+    return targets
 
 
 def _check_shapes(sources: dict[str, TensorInfo], parameters: dict[str, mx.array]) -> None:

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 
 class Noise(Protocol):
-    """What a sampler draws from. A test can hand in a source of its own."""
+    """What a sampler draws from. A test can hand in a source of its own; NumPy arrays will do."""
 
     def tokens(self, shape: tuple[int, ...]) -> mx.array:
         """Uniform token ids, integers in [0, vocabulary)."""

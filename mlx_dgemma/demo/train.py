@@ -176,10 +176,13 @@ def make_optimizers(model: DiffusionGemmaForBlockDiffusion) -> list[torch.optim.
 
 def train(args: argparse.Namespace) -> DiffusionGemmaForBlockDiffusion:
     torch.manual_seed(args.seed)
-    model = DiffusionGemmaForBlockDiffusion._from_config(model_config(), attn_implementation="sdpa")
+    if args.start:
+        model = DiffusionGemmaForBlockDiffusion.from_pretrained(args.start, dtype=torch.float32)
+    else:
+        model = DiffusionGemmaForBlockDiffusion._from_config(model_config(), attn_implementation="sdpa")
     model.set_experts_implementation("grouped_mm")
     optimizers = make_optimizers(model)
-    peaks = [group["lr"] for o in optimizers for group in o.param_groups]
+    peaks = [args.rate * group["lr"] for o in optimizers for group in o.param_groups]
     data, began = batches(args.seed, args.batch_size), time.time()
     for step in range(1, args.steps + 1):
         factor = min(step / 100, 0.5 + 0.5 * math.cos(math.pi * step / args.steps))
@@ -243,6 +246,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--evaluate-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
     train(parser.parse_args())
 
 
