@@ -18,7 +18,7 @@ from mlx_dgemma.config import ModelConfig
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 PREFIX = 8192  # tokens
-LOGITS_COPIES = 5  # float32 arrays of canvas × vocabulary alive in a step
+WORKSPACE = 300_000_000  # bytes: a block of the vocabulary stage, attention scores at this prefix, activations
 GPU_SHARE = 0.75  # of a Mac's memory that its GPU may take, by default
 MACS = (16, 24, 32, 36, 48, 64, 96, 128)  # GB
 
@@ -44,8 +44,7 @@ def row(name: str, plan: Plan, config: ModelConfig) -> str:
     parts = plan.by_part()
     weights = sum(elements for elements, _ in parts.values())
     text = plan.nbytes - parts["vision"][1]
-    workspace = LOGITS_COPIES * 4 * config.canvas_length * config.vocab_size
-    memory = text + cache_bytes(config, PREFIX) + workspace
+    memory = text + cache_bytes(config, PREFIX) + WORKSPACE
     mac = next((f"{size} GB" for size in MACS if GPU_SHARE * size * 1e9 >= memory), "none")
     bits = 8 * plan.nbytes / weights
     return f"| `{name}` | {bits:.2f} | {plan.nbytes / 1e9:.1f} GB | {memory / 1e9:.1f} GB | {mac} |"

@@ -14,9 +14,10 @@ from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma
 from mlx_dgemma.noise import Noise
 from mlx_dgemma.stopping import StableAndConfident
+from mlx_dgemma.vocabulary import EmbeddingTable, Prediction, Query, predict
 
 PREFILL_CHUNK = 512  # tokens; bounds the score matrix of a long prompt
-Denoiser = Callable[[mx.array, mx.array | None], mx.array]
+Denoiser = Callable[[mx.array, mx.array | None, Query], Prediction]
 
 
 @dataclass(frozen=True)
@@ -64,31 +65,28 @@ def denoise_canvas(
 ) -> Iterator[DenoisingStep]:
     """Refines one canvas of `shape` (B, C) from uniform noise; the last event's draft is the result.
 
-    `denoiser` maps canvas ids (B, C) and the previous tempered logits (None at first) to logits (B, C, V). With several
-    rows, a row that is done keeps its draft while the others go on.
+    `denoiser` answers a Query about canvas ids (B, C) and the previous step's soft embeddings (None at first). With
+    several rows, a row that is done keeps its draft while the others go on.
     """
-    canvas, previous, finished = mx.array(noise.tokens(shape)), None, mx.zeros(shape[:1], mx.bool_)
+    canvas, soft, finished = mx.array(noise.tokens(shape)), None, mx.zeros(shape[:1], mx.bool_)
     draft = canvas
     should_stop = StableAndConfident(config.stability_threshold, config.confidence_threshold)
     for remaining in range(config.max_denoising_steps, 0, -1):
-        # 1. temperature
+        # 1. temperature, 2. proposal
         temperature = config.temperature(remaining)
-        tempered = denoiser(canvas, previous) / temperature  # (B, C, V)
-        log_p, argmax = sampling.log_probabilities(tempered), tempered.argmax(axis=-1).astype(mx.int32)
-        # 2. proposal
-        proposal = (
-            sampling.draw(log_p, mx.array(noise.uniform(shape))) if config.token_choice == "categorical" else argmax
-        )
+        u = mx.array(noise.uniform(shape)) if config.token_choice == "categorical" else None
+        prediction = denoiser(canvas, soft, Query(temperature, u, wants_soft=remaining > 1))
         # 3. entropy, acceptance
-        entropy = sampling.token_entropy(log_p)
+        entropy = prediction.entropy
         accepted = sampling.accept(entropy, config.entropy_bound)
         # 4. the next canvas
-        next_canvas = sampling.renoise(proposal, accepted, mx.array(noise.tokens(shape)))
+        next_canvas = sampling.renoise(prediction.proposal, accepted, mx.array(noise.tokens(shape)))
         # 5. stop? and 6. the draft, which is committed when the loop ends
-        draft = mx.where(finished[:, None], draft, argmax)
+        draft = mx.where(finished[:, None], draft, prediction.argmax)
         finished = finished | should_stop(draft, entropy)
         summary = mx.stack([finished.all().astype(mx.float32), accepted.sum().astype(mx.float32), entropy.mean()])
-        mx.eval(summary, next_canvas, tempered, draft, entropy, accepted, finished)
+        soft = prediction.soft
+        mx.eval(summary, next_canvas, draft, entropy, accepted, finished, *([] if soft is None else [soft]))
         done, accepted_count, mean_entropy = summary.tolist()  # the step's one host synchronisation
         done = bool(done) or remaining == 1
         step = config.max_denoising_steps - remaining + 1
@@ -98,7 +96,7 @@ def denoise_canvas(
         )  # fmt: skip
         if done:
             return
-        canvas, previous = next_canvas, tempered
+        canvas = next_canvas
 
 
 def generate_canvases(
@@ -110,15 +108,23 @@ def generate_canvases(
     token, say).
     """
     shape = (batch, model.config.canvas_length)
+    denoiser = model_denoiser(model, cache)
     for index in range(max_canvases):
         if cache.length + shape[1] > model.config.max_position_embeddings:
             return
         step = None
-        for step in denoise_canvas(lambda c, p: model.denoise(c, cache, p), config, noise, shape, index):
+        for step in denoise_canvas(denoiser, config, noise, shape, index):
             yield step
         yield CommittedCanvas(index, step.draft, step.step)
         if index + 1 < max_canvases:
             prefill(model, step.draft, cache)
+
+
+def model_denoiser(model: DiffusionGemma, cache: PrefixCache) -> Denoiser:
+    """The model over a prefix, asked through the vocabulary stage, so that whole logits are never made."""
+    embedding, cap = model.model.decoder.embed_tokens, model.config.final_logit_softcapping
+    table = EmbeddingTable(embedding, model.embedding_scale, cap)
+    return lambda canvas, soft, query: predict(model.denoise_hidden(canvas, cache, soft), table, query)
 
 
 def prefill(model: DiffusionGemma, tokens: mx.array, cache: PrefixCache, chunk: int = PREFILL_CHUNK) -> None:

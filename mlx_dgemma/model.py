@@ -113,7 +113,7 @@ class DiffusionGemma(nn.Module):
 
     def next_token_logits(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
         """Encoder mode, and what the causal model expects after each of the ids (B, T): logits (B, T, V), float32."""
-        return self._logits(self._encode(tokens, cache))
+        return self._logits(self.model.decoder.norm(self._encode(tokens, cache)))
 
     def _encode(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
         length = tokens.shape[1]
@@ -142,16 +142,19 @@ class DiffusionGemma(nn.Module):
             Softcapped logits (B, C, V), float32.
         """
         soft = None if previous is None else self.soft_embeddings(previous)
+        return self._logits(self.denoise_hidden(canvas, cache, soft))
+
+    def denoise_hidden(self, canvas: mx.array, cache: PrefixCache, soft: mx.array | None = None) -> mx.array:
+        """Denoiser mode up to the last hidden states, normed; soft embeddings (B, C, H) -> (B, C, H)."""
         decoder = self.model.decoder
         h = decoder.self_conditioning(self._embed(canvas), soft)
         for layer, kv in zip(decoder.layers, cache.layers, strict=True):
             # no mask: every canvas token sees all that the layer kept of the prefix, and the whole canvas
             h = layer(h, cache.length, kv.overlay, None, layer.layer_scalar)
-        return self._logits(h)
+        return decoder.norm(h)
 
-    def _logits(self, h: mx.array) -> mx.array:
-        decoder = self.model.decoder
-        logits = decoder.embed_tokens.as_linear(decoder.norm(h)).astype(mx.float32)
+    def _logits(self, hidden: mx.array) -> mx.array:
+        logits = self.model.decoder.embed_tokens.as_linear(hidden).astype(mx.float32)
         return softcap(logits, self.config.final_logit_softcapping)
 
     def soft_embeddings(self, tempered: mx.array) -> mx.array:
@@ -173,10 +176,10 @@ class DiffusionGemma(nn.Module):
             )
         else:
             soft = probabilities @ table.weight
-        return soft * self._embedding_scale
+        return soft * self.embedding_scale
 
     def _embed(self, tokens: mx.array) -> mx.array:
-        return self.model.decoder.embed_tokens(tokens) * self._embedding_scale
+        return self.model.decoder.embed_tokens(tokens) * self.embedding_scale
 
     @property
     def _dtype(self) -> mx.Dtype:
@@ -184,7 +187,8 @@ class DiffusionGemma(nn.Module):
         return self.model.decoder.norm.weight.dtype
 
     @property
-    def _embedding_scale(self) -> mx.array:
+    def embedding_scale(self) -> mx.array:
+        """√hidden in the weights' type, for token and soft embeddings alike."""
         return mx.array(self.config.hidden_size**0.5, self._dtype)  # √2816 is 53.0 in bfloat16
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from mlx_dgemma import GenerationConfig
 from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep, denoise_canvas, generate_canvases, prefill
+from mlx_dgemma.vocabulary import from_logits
 from tests.conftest import CANVAS, ReplayedNoise
 
 SHAPE, V = (1, 6), 10
@@ -17,7 +18,13 @@ def sure_of(target: list[int], sharpness: float = 50.0):
     return lambda canvas, previous: mx.broadcast_to(logits, (canvas.shape[0], *logits.shape[1:]))
 
 
-def steps(denoiser, noise=None, shape=SHAPE, **settings) -> list[DenoisingStep]:
+def steps(logits_of, noise=None, shape=SHAPE, **settings) -> list[DenoisingStep]:
+    """A whole canvas with a function from canvas and previous tempered logits to logits."""
+
+    def denoiser(canvas, previous, query):
+        logits = logits_of(canvas, previous)
+        return from_logits(logits, query, soft=logits / query.temperature)
+
     return list(denoise_canvas(denoiser, GenerationConfig(**settings), noise or ReplayedNoise(0, V), shape))
 
 
@@ -36,7 +43,7 @@ def test_temperature_goes_from_t_max_towards_t_min():
     assert [e.remaining for e in events] == [4, 3, 2, 1]
 
 
-def test_self_conditioning_gets_the_previous_tempered_logits():
+def test_self_conditioning_gets_what_the_previous_step_left():
     seen = []
 
     def denoiser(canvas, previous):

@@ -58,8 +58,8 @@ def test_text_without_a_tokenizer_is_an_error_and_ids_are_fine(model):
 
 def test_the_first_canvas_arrives_before_the_second_is_begun(model, monkeypatch):
     calls = []
-    denoise = model.denoise
-    monkeypatch.setattr(type(model), "denoise", lambda self, *a: (calls.append(1), denoise(*a))[1])
+    denoise = model.denoise_hidden
+    monkeypatch.setattr(type(model), "denoise_hidden", lambda self, *a: (calls.append(1), denoise(*a))[1])
     config = GenerationConfig(max_new_tokens=2 * CANVAS, max_denoising_steps=3, eos_token_id=[])
     seen = [(type(e), len(calls)) for e in stream_generate(model, None, [1, 2], config)]
     steps = [(DenoisingStep, 1), (DenoisingStep, 2), (DenoisingStep, 3), (TextCanvas, 3)]

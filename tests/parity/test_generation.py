@@ -8,7 +8,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSamplerConfig,
 )
 
-from mlx_dgemma import GenerationConfig, generate_text
+from mlx_dgemma import GenerationConfig, generate_text, vocabulary
 from tests.conftest import CANVAS, WINDOW, ReplayedNoise
 
 
@@ -54,9 +54,11 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("length", [1, WINDOW, 4 * WINDOW])
+@pytest.mark.parametrize(("length", "block"), [(1, 8192), (WINDOW, 48), (4 * WINDOW, 17)])
 @pytest.mark.parametrize("settings", SETTINGS, ids=range(len(SETTINGS)))
-def test_three_canvases_token_for_token(model, reference, reference_noise, settings, length):
+def test_three_canvases_token_for_token(model, reference, reference_noise, settings, length, block, monkeypatch):
+    monkeypatch.setattr(vocabulary, "BLOCK", block)  # of 120 ids: all at once, in three blocks, in eight
+    monkeypatch.setattr(vocabulary, "GROUP", 8)
     prompt = [(7 * i + 3) % 120 for i in range(length)]
     theirs = reference_noise(length)
     expected = reference_generate(reference, prompt, eos_token_id=None, **settings)

@@ -1,0 +1,104 @@
+"""The walk over the vocabulary against its plain twin: argmax, entropy, draw, soft embeddings, memory."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_dgemma import vocabulary
+from mlx_dgemma.vocabulary import EmbeddingTable, Query, from_logits, predict
+
+B, C, H = 2, 5, 64
+CAP, SCALE = 30.0, 8.0
+
+
+def make(size: int, seed: int, *, bits: int | None = None, sharpness: float = 1.0):
+    """Hidden states, the table, and the same table dense for the plain twin."""
+    keys = mx.random.split(mx.random.key(seed))
+    embedding = nn.Embedding(size, H)
+    embedding.weight = mx.random.normal((size, H), key=keys[0])
+    if bits:
+        embedding = nn.QuantizedEmbedding.from_embedding(embedding, 32, bits)
+        e = embedding
+        dense = mx.dequantize(e.weight, e.scales, e.biases, 32, bits)
+    else:
+        dense = embedding.weight
+    hidden = sharpness * mx.random.normal((B, C, H), key=keys[1])
+    return hidden, EmbeddingTable(embedding, mx.array(SCALE), CAP), dense
+
+
+def plain(hidden, dense, query):
+    """What `predict` should give, from whole logits."""
+    logits = CAP * mx.tanh(hidden @ dense.T / CAP)
+    return from_logits(logits, query, mx.softmax(logits / query.temperature, axis=-1) @ dense * SCALE)
+
+
+def assert_same(got, expected):
+    assert np.array_equal(np.array(got.argmax), np.array(expected.argmax))
+    assert np.array_equal(np.array(got.proposal), np.array(expected.proposal))
+    np.testing.assert_allclose(np.array(got.entropy), np.array(expected.entropy), atol=5e-5)
+    if got.soft is not None:
+        np.testing.assert_allclose(np.array(got.soft), np.array(expected.soft), atol=2e-4)
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 320),
+    st.sampled_from([1, 8, 64]),
+    st.sampled_from([0.05, 0.3, 2.0]),
+    st.floats(0.3, 1.0),
+    st.integers(0, 2**16),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_size_block_and_group(size, block, group, sharpness, temperature, seed):
+    hidden, table, dense = make(size, seed, sharpness=sharpness)
+    query = Query(temperature, mx.random.uniform(shape=(B, C), key=mx.random.key(seed + 1)), wants_soft=True)
+    before = vocabulary.GROUP
+    vocabulary.GROUP = group
+    try:
+        got = predict(hidden, table, query, block)
+    finally:
+        vocabulary.GROUP = before
+    assert_same(got, plain(hidden, dense, query))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_tables(bits):
+    hidden, table, dense = make(1000, 3, bits=bits, sharpness=0.3)
+    query = Query(0.6, mx.random.uniform(shape=(B, C), key=mx.random.key(0)), wants_soft=True)
+    assert_same(predict(hidden, table, query, 256), plain(hidden, dense, query))
+
+
+def test_the_last_step_skips_the_soft_embeddings_and_argmax_the_draw():
+    hidden, table, dense = make(500, 1)
+    query = Query(0.5, None, wants_soft=False)
+    got = predict(hidden, table, query, 128)
+    assert got.soft is None and mx.array_equal(got.proposal, got.argmax)
+    assert_same(got, plain(hidden, dense, query))
+
+
+def test_draws_follow_the_distribution():
+    hidden, table, dense = make(200, 2, sharpness=0.1)
+    row, n = hidden[:1, :1], 4000
+    u = ((mx.arange(n) + 0.5) / n)[None]
+    query = Query(1.0, u, wants_soft=False)
+    drawn = np.array(predict(mx.broadcast_to(row, (1, n, H)), table, query, 64).proposal)[0]
+    p = np.array(mx.softmax(CAP * mx.tanh(row @ dense.T / CAP), axis=-1))[0, 0]
+    assert (np.diff(drawn) >= 0).all()  # in id order
+    np.testing.assert_allclose(np.bincount(drawn, minlength=200) / n, p, atol=1e-3)
+
+
+def test_no_array_of_canvas_times_vocabulary_is_made():
+    size, block = 32_768, 1024
+    hidden, table, _ = make(size, 0, sharpness=0.1)
+    hidden = mx.broadcast_to(hidden[:1, :1], (1, 256, H)) + 0
+    query = Query(0.6, mx.random.uniform(shape=(1, 256)), wants_soft=True)
+    mx.eval(hidden, query.u, table.embedding.weight)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    got = predict(hidden, table, query, block)
+    mx.eval(got.argmax, got.proposal, got.entropy, got.soft)
+    whole = 4 * 256 * size
+    assert mx.get_peak_memory() - before < whole / 2
