@@ -79,7 +79,7 @@ def test_sudoku_takes_more_steps_than_an_easy_task(embedded):
 def test_training_learns_and_saves_what_we_load(tmp_path):
     torch.manual_seed(0)
     model = train.DiffusionGemmaForBlockDiffusion._from_config(train.model_config())
-    optimizers, data = train.make_optimizers(model), train.batches(0, 4)
+    optimizers, data = train.make_optimizers(model), train.batches(0, 4, 0.3)
     losses = []
     for _ in range(12):
         denoiser, encoder = train.training_loss(model, next(data))

@@ -24,7 +24,6 @@ from mlx_dgemma.demo.tasks import TASKS, examples
 from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, EOS, PAD, SPECIAL, build_tokenizer, write_tokenizer
 
 CANVAS = 64
-STITCHED_BATCHES = 0.12  # share of batches that denoise a second canvas
 TOKENIZER = build_tokenizer()
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -89,12 +88,15 @@ def left_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask.bool()
 
 
-def batches(seed: int, batch_size: int) -> Iterator[Batch]:
-    """Prefix ids (B, T), prefix mask (B, T) and clean canvas (B, C): first canvases, now and then second ones only."""
+def batches(seed: int, batch_size: int, stitched_share: float) -> Iterator[Batch]:
+    """Prefix ids (B, T), prefix mask (B, T) and clean canvas (B, C).
+
+    A batch has first canvases of any task, or (this share of the batches) second canvases of `count`.
+    """
     anything, counts = examples(seed, held_out=False), examples(seed, held_out=False, task="count")
     chance = torch.Generator().manual_seed(seed)
     while True:
-        stitched = torch.rand((), generator=chance) < STITCHED_BATCHES
+        stitched = torch.rand((), generator=chance) < stitched_share
         chosen = [next(counts if stitched else anything) for _ in range(batch_size)]
         start = CANVAS if stitched else 0
         answers = [encode_answer(e.answer) for e in chosen]
@@ -183,7 +185,7 @@ def train(args: argparse.Namespace) -> DiffusionGemmaForBlockDiffusion:
     model.set_experts_implementation("grouped_mm")
     optimizers = make_optimizers(model)
     peaks = [args.rate * group["lr"] for o in optimizers for group in o.param_groups]
-    data, began = batches(args.seed, args.batch_size), time.time()
+    data, began = batches(args.seed, args.batch_size, args.stitched), time.time()
     for step in range(1, args.steps + 1):
         factor = min(step / 100, 0.5 + 0.5 * math.cos(math.pi * step / args.steps))
         for optimizer, peak in zip(optimizers, peaks, strict=True):
@@ -247,6 +249,7 @@ def main() -> None:
     parser.add_argument("--evaluate-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="go on from this checkpoint")
+    parser.add_argument("--stitched", type=float, default=0.12, help="share of batches that denoise a second canvas")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
     train(parser.parse_args())
 
