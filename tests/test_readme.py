@@ -27,10 +27,12 @@ def test_python_examples_run(capsys):
 
 
 def test_every_option_is_in_the_readme():
-    from mlx_dgemma.generate import build_parser
+    from convert.__main__ import build_parser as converter
+    from mlx_dgemma.generate import build_parser as generator
 
-    options = {o for a in build_parser()._actions for o in a.option_strings if o.startswith("--")}
-    assert [o for o in options - {"--help"} if o not in README] == []
+    for parser in (converter(), generator()):
+        options = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
+        assert [o for o in options - {"--help", "--quantize"} if o not in README] == []
 
 
 def test_divergences_name_tests_that_exist():
