@@ -54,11 +54,29 @@ RULES = (Rule(VISION, reason="images are not supported yet"), *TEXT_RULES)
 
 def target_name(name: str, rules: tuple[Rule, ...] = RULES) -> str | None:
     """The module path of a checkpoint's tensor; None if it is dropped on purpose."""
-    for rule in rules:
-        match = rule.pattern.fullmatch(name)
-        if match:
-            return None if rule.target is None else match.expand(rule.target)
-    raise DGemmaError(f"unknown tensor {name}; is this a DiffusionGemma checkpoint?")
+    rule = rule_for(name, rules)
+    return None if rule.target is None else rule.pattern.fullmatch(name).expand(rule.target)
+
+
+def rule_for(name: str, rules: tuple[Rule, ...] = RULES) -> Rule:
+    """The first rule that matches a checkpoint's tensor name."""
+    rule = next((rule for rule in rules if rule.pattern.fullmatch(name)), None)
+    if rule is None:
+        raise DGemmaError(f"unknown tensor {name}; is this a DiffusionGemma checkpoint?")
+    return rule
+
+
+def by_target(headers: dict[str, TensorInfo], rules: tuple[Rule, ...] = RULES) -> dict[str, TensorInfo]:
+    """The tensors that are not dropped, by module path; a complaint names the file."""
+    targets = {}
+    for name, info in headers.items():
+        try:
+            target = target_name(name, rules)
+        except DGemmaError as error:
+            raise DGemmaError(f"{info.file}: {error}") from None
+        if target is not None:
+            targets[target] = info
+    return targets
 
 
 def read_headers(folder: Path) -> dict[str, TensorInfo]:
@@ -74,14 +92,16 @@ def shard_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DGemmaError(f"{index} is not a safetensors index; download it again") from None
+        if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+            raise DGemmaError(f"{index} names files that are not .safetensors; download it again")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise DGemmaError(f"{folder / missing[0]} is missing, but the index names it; finish the download")
         return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     if not files:
         raise DGemmaError(f"no .safetensors file in {folder}; a checkpoint folder is needed")
     return files
@@ -99,7 +119,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             return {name: _tensor_info(name, entry, file, 8 + length, size) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, DGemmaError):
                 raise
             raise DGemmaError(f"{file} is not a safetensors file; download it again") from None
@@ -107,10 +127,12 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 def _tensor_info(name: str, entry: dict, file: Path, base: int, size: int) -> TensorInfo:
     begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
+        raise DGemmaError(f"{file}: the header entry of {name} is malformed; download it again")
     if base + end > size:
         missing = base + end - size
         raise DGemmaError(f"{file} is truncated: {name} ends {missing} bytes past the end; download it again")
-    shape = tuple(entry["shape"])
     if end - begin != BYTES[entry["dtype"]] * math.prod(shape):
         raise DGemmaError(f"{file}: {name} has {end - begin} bytes, not those of {entry['dtype']} {shape}")
     return TensorInfo(name, entry["dtype"], shape, file, base + begin, end - begin)

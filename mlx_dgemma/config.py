@@ -6,11 +6,12 @@ the result and is not supported is refused by name.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import DGemmaError, first_line
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MODEL_TYPE = "diffusion_gemma"
@@ -71,19 +72,22 @@ class ModelConfig:
     def from_file(cls, path: Path) -> "ModelConfig":
         """Reads config.json; every complaint names the file and the field."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DGemmaError(f"{path} is not valid JSON ({error}); download it again") from None
-        if not isinstance(content, dict):
-            raise DGemmaError(f"{path} is not a JSON object; download it again")
-        try:
-            return cls.from_dict(content)
+            return cls.from_dict(read_config(path))
         except DGemmaError as error:
             raise DGemmaError(f"{path}: {error}") from None
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ModelConfig":
         """Builds the configuration from the content of a config.json, in either dialect."""
+        try:
+            return cls._from_dict(content)
+        except DGemmaError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError) as error:  # a list where an object belongs, say
+            raise DGemmaError(f"the configuration is malformed ({first_line(error)}); download it again") from None
+
+    @classmethod
+    def _from_dict(cls, content: dict[str, Any]) -> "ModelConfig":
         model_type = content.get("model_type")
         if model_type != MODEL_TYPE:
             raise DGemmaError(f"model_type is {model_type!r}, this package runs {MODEL_TYPE!r} checkpoints only")
@@ -101,13 +105,24 @@ class ModelConfig:
             canvas_length=_positive_int(content, "canvas_length", 256, section=""),
             layers=_layers(text),
             eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-            quantization=_quantization(content),
+            quantization=quantization_of(content),
             generation_config=content.get("generation_config"),
             denoiser_trained=content.get("denoiser_trained", True),
         )
         if config.top_k_experts > config.num_experts:
             raise DGemmaError(f"text_config.top_k_experts is {config.top_k_experts} of {config.num_experts} experts")
         return config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config.json."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DGemmaError(f"{path} is not valid JSON ({first_line(error)}); download it again") from None
+    if not isinstance(content, dict):
+        raise DGemmaError(f"{path} is not a JSON object; download it again")
+    return content
 
 
 _TEXT_SIZES = (
@@ -132,15 +147,19 @@ def _positive_int(values: dict[str, Any], name: str, default: int | None = None,
     value = values.get(name, default)
     if value is None:
         raise DGemmaError(f"{section}{name} is missing")
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+    if type(value) is not int or not 0 < value < 2**31:
         raise DGemmaError(f"{section}{name} is {value!r}, it must be a positive integer")
     return value
 
 
-def _positive_float(values: dict[str, Any], name: str, default: float) -> float:
+def _positive_float(
+    values: dict[str, Any], name: str, default: float | None = None, section: str = "text_config."
+) -> float:
     value = values.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-        raise DGemmaError(f"text_config.{name} is {value!r}, it must be a positive number")
+    if value is None:
+        raise DGemmaError(f"{section}{name} is missing")
+    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        raise DGemmaError(f"{section}{name} is {value!r}, it must be a positive number")
     return float(value)
 
 
@@ -192,8 +211,11 @@ def _layer_overrides(text: dict[str, Any]) -> dict[int, dict[str, Any]]:
 def _rope(text: dict[str, Any], kind: str) -> dict[str, Any]:
     rope = (text.get("rope_parameters") or _REFERENCE_ROPE).get(kind)
     where = f"text_config.rope_parameters.{kind}"
-    if not isinstance(rope, dict) or "rope_theta" not in rope:
-        raise DGemmaError(f"{where}.rope_theta is missing")
+    if not isinstance(rope, dict):
+        raise DGemmaError(f"{where} is {rope!r}, it must be an object")
+    _positive_float(rope, "rope_theta", section=f"{where}.")
+    if _positive_float(rope, "partial_rotary_factor", 1.0, section=f"{where}.") > 1:
+        raise DGemmaError(f"{where}.partial_rotary_factor is {rope['partial_rotary_factor']!r}, it must be at most 1")
     rope_type = rope.get("rope_type", "default")
     if rope_type not in ("default", "proportional"):
         raise DGemmaError(f"{where}.rope_type is {rope_type!r}, only 'default' or 'proportional' is supported")
@@ -205,15 +227,29 @@ def _rope(text: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"rope_type": rope_type, **rope}
 
 
-def _quantization(content: dict[str, Any]) -> dict[str, Any] | None:
-    """MLX's `quantization` dict: group_size, bits, mode, and overrides by module path."""
+def quantization_of(content: dict[str, Any]) -> dict[str, Any] | None:
+    """MLX's `quantization` dict of a config.json: group_size, bits, mode, and overrides by module path."""
     quantization = content.get("quantization")
     if quantization is None and content.get("quantization_config") is not None:
-        method = content["quantization_config"].get("quant_method", "unknown")
+        foreign = content["quantization_config"]
+        method = foreign.get("quant_method", "unknown") if isinstance(foreign, dict) else foreign
         raise DGemmaError(
             f"quantization_config is in the {method!r} format; only MLX quantization is read "
             "(an mlx-community repo, or the bf16 original)"
         )
-    if quantization is not None and not {"group_size", "bits"} <= set(quantization):
-        raise DGemmaError("quantization must have group_size and bits")
+    if quantization is None:
+        return None
+    _check_format("quantization", quantization)
+    for path, own in quantization.items():
+        if path not in ("group_size", "bits", "mode") and not isinstance(own, bool):
+            _check_format(f"quantization[{path!r}]", own)
     return quantization
+
+
+def _check_format(where: str, options: Any) -> None:
+    if not isinstance(options, dict):
+        raise DGemmaError(f"{where} is {options!r}, it must be an object")
+    for name in ("group_size", "bits"):
+        _positive_int(options, name, section=f"{where}.")
+    if not isinstance(options.get("mode", "affine"), str):
+        raise DGemmaError(f"{where}.mode is {options['mode']!r}, it must be a name")

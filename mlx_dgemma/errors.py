@@ -3,3 +3,9 @@
 
 class DGemmaError(ValueError):
     """A mistake in the input (a path, a checkpoint, a prompt, an option), told in one line."""
+
+
+def first_line(error: BaseException) -> str:
+    """Somebody else's error message, cut to one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

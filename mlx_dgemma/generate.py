@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict, fields
 from typing import Any, NoReturn
@@ -59,11 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     except DGemmaError as error:
         parser.error(str(error))
     if args.prompt == "-":
-        args.prompt = sys.stdin.read()
+        args.prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     if not args.prompt.strip():
-        parser.error("the prompt is empty")
+        parser.error("the prompt is empty; give a text")
     try:
-        return run(args, config)
+        sys.stdout.reconfigure(encoding="utf-8")
+        code = run(args, config)
+        sys.stdout.flush()
+        return code
     except DGemmaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -71,8 +75,16 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted before the first canvas was begun", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        sys.stderr.close()
-        return 1
+        return _without_stdout()
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _without_stdout()
+
+
+def _without_stdout() -> int:
+    """Exit code 1, after what could not be written to stdout is given up: Python would try again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def run(args: argparse.Namespace, config: GenerationConfig) -> int:

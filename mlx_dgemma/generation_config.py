@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import DGemmaError, first_line
 
 TOKEN_CHOICES = ("categorical", "argmax")
 SAMPLER = "EntropyBoundSamplerConfig"
@@ -56,7 +56,8 @@ class GenerationConfig:
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
                 raise DGemmaError(f"{name} must be a number >= 0, got {value!r}")
-        if self.t_max <= self.t_min:
+        # with one of them given, the other is the checkpoint's: `over` makes the comparison
+        if {"t_min", "t_max"} <= self._given and self.t_max <= self.t_min:
             raise DGemmaError(f"t_max must be greater than t_min, got t_max={self.t_max!r} and t_min={self.t_min!r}")
         for name in ("entropy_bound", "confidence_threshold"):
             value = getattr(self, name)
@@ -71,8 +72,9 @@ class GenerationConfig:
 
     def over(self, base: "GenerationConfig") -> "GenerationConfig":
         """These settings where they were given, `base` elsewhere."""
-        merged = {f.name: getattr(self if f.name in self._given else base, f.name) for f in fields(self)}
-        return GenerationConfig(**merged)
+        merged = {f.name: getattr(base, f.name) for f in fields(self)}
+        own = {name: getattr(self, name) for name in self._given}
+        return GenerationConfig(**merged | {name: value for name, value in own.items() if value is not None})
 
     def temperature(self, remaining: int) -> float:
         """Temperature with `remaining` (N … 1) denoising steps to go."""
@@ -81,6 +83,8 @@ class GenerationConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "GenerationConfig":
         """Reads the content of a generation_config.json; foreign fields are ignored, other samplers refused."""
+        if not isinstance(content, dict):
+            raise DGemmaError(f"generation_config is {content!r}, it must be a JSON object")
         names = {f.name for f in fields(cls)} - {"token_choice"}
         given = {name: value for name, value in content.items() if name in names and value is not None}
         sampler = content.get("sampler_config")
@@ -93,12 +97,11 @@ class GenerationConfig:
     @classmethod
     def from_file(cls, path: Path) -> "GenerationConfig":
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise DGemmaError("it is not a JSON object")
-            return cls.from_dict(content)
-        except ValueError as error:
-            raise DGemmaError(f"{path}: {error}") from None
+            config = cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            config.over(cls())  # a single temperature is compared with the default of the other
+            return config
+        except (OSError, ValueError, RecursionError) as error:
+            raise DGemmaError(f"{path}: {first_line(error)}") from None
 
 
 def _is_int(value: Any) -> bool:

@@ -7,7 +7,8 @@ import mlx.nn as nn
 def gelu_tanh(x: mx.array) -> mx.array:
     """GELU, tanh approximation (torch's `gelu_pytorch_tanh`)."""
     # Not nn.gelu_approx: that one is compiled, which on a CPU starts a C++ compiler at the first call.
-    return 0.5 * x * (1 + mx.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    wide = x.astype(mx.float32)  # as torch does inside: in bfloat16, 1 + tanh would cancel
+    return (0.5 * wide * (1 + mx.tanh(0.7978845608028654 * (wide + 0.044715 * wide * wide * wide)))).astype(x.dtype)
 
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:

@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint import TensorInfo, read_headers, shard_files, target_name
+from mlx_dgemma.checkpoint import TensorInfo, by_target, read_headers, shard_files
 from mlx_dgemma.config import ModelConfig
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma
 
@@ -70,7 +70,7 @@ def check_sums(folder: Path) -> None:
     """Compares every weight file with the SHA-256 sum in convert.json."""
     try:
         sums = json.loads((folder / "convert.json").read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise DGemmaError(f"{folder} has no convert.json with SHA-256 sums; load it without verify") from None
     for file in shard_files(folder):
         with file.open("rb") as stream:
@@ -85,13 +85,12 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOAD))
     except (OSError, ValueError) as error:  # hub and network errors are OSErrors, a malformed name is a ValueError
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DGemmaError(f"no folder {repo}, and the hub download failed: {cause}") from None
+        raise DGemmaError(f"no folder {repo}, and the hub download failed: {first_line(error)}") from None
 
 
 def load_model(folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None) -> DiffusionGemma:
     """Builds the model and fills in its weights, one tensor in memory beyond those already loaded."""
-    sources = _by_target(read_headers(folder))
+    sources = by_target(read_headers(folder))
     model = build_model(config, set(sources))
     parameters = tree_flatten(model.parameters())
     _check_shapes(sources, dict(parameters))
@@ -120,20 +119,8 @@ def build_model(config: ModelConfig, names: set[str] = frozenset()) -> Diffusion
     try:
         nn.quantize(model, **default, class_predicate=predicate)
     except (ValueError, TypeError) as error:
-        raise DGemmaError(f"config.json: quantization cannot be applied: {error}") from None
+        raise DGemmaError(f"config.json: quantization cannot be applied: {first_line(error)}") from None
     return model
-
-
-def _by_target(headers: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    targets = {}
-    for name, info in headers.items():
-        try:
-            target = target_name(name)
-        except DGemmaError as error:
-            raise DGemmaError(f"{info.file}: {error}") from None
-        if target is not None:
-            targets[target] = info
-    return targets
 
 
 def _check_shapes(sources: dict[str, TensorInfo], parameters: dict[str, mx.array]) -> None:
@@ -192,6 +179,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
     try:
         return load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DGemmaError(f"the tokenizer in {folder} cannot be read ({cause}); download it again") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DGemmaError(
+            f"the tokenizer in {folder} cannot be read ({first_line(error)}); download it again"
+        ) from None

@@ -179,7 +179,8 @@ class DiffusionGemma(nn.Module):
         return soft * self.embedding_scale
 
     def _embed(self, tokens: mx.array) -> mx.array:
-        return self.model.decoder.embed_tokens(tokens) * self.embedding_scale
+        # the cast matters where MLX dequantizes to bfloat16 whatever the model's type (mxfp4, nvfp4, mxfp8)
+        return self.model.decoder.embed_tokens(tokens).astype(self._dtype) * self.embedding_scale
 
     @property
     def _dtype(self) -> mx.Dtype:

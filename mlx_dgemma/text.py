@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dgemma.diffusion import DenoisingStep, generate_canvases, prefill
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma
 from mlx_dgemma.noise import Noise, SeededNoise
@@ -178,15 +178,19 @@ def cut(canvas: list[int], config: GenerationConfig, already: int) -> tuple[list
 
 def prompt_ids(tokenizer: Any, prompt: Prompt, chat_template: bool = True) -> list[int]:
     """Token ids of a prompt in any of its three forms."""
-    if not isinstance(prompt, str | list) or not prompt or (isinstance(prompt, str) and not prompt.strip()):
+    if not isinstance(prompt, str | list):
+        raise DGemmaError(f"prompt is a {type(prompt).__name__}; give a text, a list of messages or of token ids")
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise DGemmaError("the prompt is empty; give a text, chat messages or token ids")
-    if isinstance(prompt, list) and all(isinstance(item, int) for item in prompt):
+    if isinstance(prompt, list) and all(type(item) is int for item in prompt):
         return prompt
     if isinstance(prompt, list) and not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in prompt):
         raise DGemmaError('prompt must be a text, a list of {"role", "content"} messages, or a list of token ids')
     if tokenizer is None:
         raise DGemmaError("the checkpoint has no tokenizer files; give the prompt as token ids, or add tokenizer.json")
     if isinstance(prompt, str):
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise DGemmaError("the prompt is not valid UTF-8")
         if not chat_template or not tokenizer.chat_template:
             return tokenizer.encode(prompt)
         prompt = [{"role": "user", "content": prompt}]
@@ -203,8 +207,8 @@ def _apply_chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> list
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-    except TemplateError as error:
-        raise DGemmaError(f"the chat template refuses these messages: {error}") from None
+    except (TemplateError, TypeError) as error:
+        raise DGemmaError(f"the chat template refuses these messages: {first_line(error)}") from None
     return tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -93,7 +93,7 @@ def test_prompt_from_stdin():
         ["--prompt", "x", "--max-denoising-steps", "-1"],
         ["--prompt", "x", "--entropy-bound", "0"],
         ["--prompt", "x", "--entropy-bound", "nan"],
-        ["--prompt", "x", "--t-min", "0.9"],
+        ["--prompt", "x", "--t-min", "0.9", "--t-max", "0.8"],
         ["--prompt", "x", "--t-max", "-1"],
         ["--prompt", "x", "--confidence-threshold", "0"],
         ["--prompt", "x", "--stability-threshold", "-1"],
@@ -114,6 +114,8 @@ def test_bad_usage_is_one_line_and_exit_2(capsys, arguments):
         (["--model", "/nowhere", "--prompt", "x"], "no folder /nowhere"),
         (["--model", str(ROOT / "tests"), "--prompt", "x"], "no config.json in"),
         (["--prompt", "x" * 5000], "max_position_embeddings (4096)"),
+        (["--prompt", "x", "--t-min", "0.9"], "t_max must be greater than t_min, got t_max=0.8 and t_min=0.9"),
+        (["--prompt", "upper \udcff"], "not valid UTF-8"),
         (["--prompt", "x", "--system", "s", "--no-chat-template"], "--system needs the chat template"),
     ],
 )
@@ -147,6 +149,19 @@ def test_a_closed_pipe_is_not_a_traceback():
     done = subprocess.run([*COMMAND, "--prompt", "roman 3"], stdout=writer, stderr=-1, text=True, cwd=ROOT, timeout=60)
     os.close(writer)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "--prompt", "roman 3", "--quiet"], stdout=full, stderr=-1, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_stdout_is_utf8_whatever_the_locale():
+    done = run("--prompt", "upper é", "--json", "--quiet", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and json.loads(done.stdout)["prompt"] == "upper é"
+    assert run("--prompt", "-", input="upper \udcff", errors="surrogateescape").stderr.startswith("error: the prompt")
 
 
 def test_progress_line_on_a_terminal():

@@ -118,7 +118,54 @@ def test_other_models_and_foreign_quantization_are_refused():
         ModelConfig.from_dict({"model_type": "diffusion_gemma"})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "nonsense"])
+ROPE = PUBLISHED["text_config"]["rope_parameters"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": [["full_attention"]] * 30},
+        {"rope_parameters": [1]},
+        {"rope_parameters": {**ROPE, "full_attention": [1]}},
+        {"rope_parameters": {**ROPE, "full_attention": {"rope_theta": "1e4"}}},
+        {"rope_parameters": {**ROPE, "full_attention": {"rope_theta": -1}}},
+        {"rope_parameters": {**ROPE, "full_attention": {"rope_theta": 1e6, "partial_rotary_factor": "x"}}},
+        {"rope_parameters": {**ROPE, "full_attention": {"rope_theta": 1e6, "partial_rotary_factor": 2}}},
+        {"per_layer_config": [1]},
+        {"per_layer_config": {"foo": {"head_dim": 512}}},
+        {"per_layer_config": {"5": 64}},
+        {"hidden_size": 10**12},
+        {"hidden_size": True},
+        {"rms_norm_eps": float("nan")},
+        {"final_logit_softcapping": "30"},
+        {"hidden_activation": ["gelu"]},
+    ],
+)
+def test_malformed_values_are_one_line(changes):
+    with pytest.raises(DGemmaError) as error:
+        ModelConfig.from_dict(changed(**changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        [4],
+        "4bit",
+        {"bits": 4},
+        {"group_size": 64},
+        {"group_size": 64, "bits": [4]},
+        {"group_size": 64, "bits": 4, "mode": ["affine"]},
+        {"group_size": 64, "bits": 4, "model.decoder.embed_tokens": {"bits": 8}},
+        {"group_size": 64, "bits": 4, "model.decoder.embed_tokens": 8},
+    ],
+)
+def test_malformed_quantization_is_one_line(quantization):
+    with pytest.raises(DGemmaError, match="quantization"):
+        ModelConfig.from_dict({**PUBLISHED, "quantization": quantization})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "nonsense", "[" * 100_000])
 def test_a_broken_file_is_named(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)

@@ -38,7 +38,7 @@ def test_published_file():
     )
 )
 def test_same_verdict_as_the_reference(settings):
-    ours = accepts(lambda: GenerationConfig(**settings))
+    ours = accepts(lambda: GenerationConfig(**settings).over(GenerationConfig()))
     defaults = DiffusionGemmaGenerationConfig._get_default_generation_params()
     theirs = accepts(lambda: reference_config(**{**defaults, **settings}))
     assert ours == theirs
@@ -55,6 +55,13 @@ def accepts(build) -> bool:
     except (ValueError, AttributeError):  # the reference's own messages read a field that does not exist
         return False
     return True
+
+
+def test_one_temperature_is_compared_with_the_checkpoints_other():
+    checkpoint = GenerationConfig(t_min=0.1, t_max=0.2)
+    assert GenerationConfig(t_max=0.3).over(checkpoint).t_max == 0.3
+    with pytest.raises(DGemmaError, match=r"t_max must be greater than t_min, got t_max=0\.2 and t_min=0\.3"):
+        GenerationConfig(t_min=0.3).over(checkpoint)
 
 
 def test_the_message_names_field_and_value():

@@ -29,7 +29,9 @@ def test_a_system_turn(embedded):
     assert embedded[1].decode(ids).startswith("<bos><|turn>system\nbe<turn|>\n<|turn>user\nit")
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n", [], None, [{"text": "no role"}], [1, "two"], 7])
+@pytest.mark.parametrize(
+    "prompt", ["", "  \n", [], None, [{"text": "no role"}], [1, "two"], 7, (1, 2), b"x", [True, 2]]
+)
 def test_unusable_prompts_are_one_line(embedded, prompt):
     with pytest.raises(DGemmaError) as error:
         stream_generate(*embedded, prompt)  # raised at the call, not at the first event
