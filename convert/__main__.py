@@ -1,13 +1,14 @@
 """Command line of the converter. The plan goes to stdout (with --dry-run), all else to stderr."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import DGemmaError, first_line
 
-from .recipes import DEFAULT, FLOATS, MODES, RECIPES, Format, Rules, rules_of
+from .recipes import DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, rules_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -54,18 +55,21 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last finished file", file=sys.stderr)
+    except BrokenPipeError:  # the reader of the plan went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"error: {error}; the target stays as it was", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
     return 1
 
 
 def choose_rules(args: argparse.Namespace) -> tuple[str | None, Rules]:
     """Recipe name (None: unquantized) and table from the options."""
     chosen = None
-    if args.q_bits or args.q_group_size or args.q_mode:
+    if not (args.q_bits is args.q_group_size is args.q_mode is None):
         mode = args.q_mode or "affine"
         bits, groups = MODES[mode]
-        chosen = Format(args.q_bits or (4 if 4 in bits else bits[0]), args.q_group_size or groups[0], mode)
+        own_bits = (4 if 4 in bits else bits[0]) if args.q_bits is None else args.q_bits
+        chosen = Format(own_bits, groups[0] if args.q_group_size is None else args.q_group_size, mode)
     quantize = args.quantize or args.recipe or chosen
     if quantize and args.dequantize:
         raise DGemmaError("--dequantize and quantization exclude each other")
@@ -84,31 +88,37 @@ def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
     from .plan import make_plan
     from .source import open_source
 
+    target = Path(os.path.abspath(args.mlx_path))
+    if not target.name:
+        raise DGemmaError(f"{target} cannot be a target; give --mlx-path a folder that does not exist yet")
     source = open_source(resolve(args.hf_path, args.revision))
-    if source.is_quantized and not rules and not args.dequantize:
-        raise DGemmaError(f"{source.folder} is quantized; add -q to requantize it, or --dequantize")
+    if source.is_quantized and not args.dequantize:
+        if not rules:
+            raise DGemmaError(f"{source.folder} is quantized; add -q to requantize it, or --dequantize")
+        rules = (*rules, (".*", KEEP))
     plan = make_plan(source, rules, FLOATS[args.dtype] if args.dtype else None)
     if args.dry_run:
         print("\n".join(plan.lines()))
         return 0
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
-    done = write.prepare(plan, args.mlx_path, resume=args.resume, force=args.force)
+    config = folder.target_config(source, plan)
+    done = write.prepare(plan, source.folder, target, resume=args.resume, force=args.force)
     with bar(plan.nbytes) as progress:
-        sums = write.write_weights(plan, args.mlx_path, done, progress.update)
+        sums = write.write_weights(plan, target, done, progress.update)
     options = {"dtype": args.dtype, "overrides": args.override, "quantization": plan.quantization()}
     provenance = folder.Provenance(args.hf_path, folder.revision_of(source.folder), recipe, options)
-    folder.write_folder(source, plan, args.mlx_path, provenance, sums)
-    write.publish(args.mlx_path)
-    print(f"{args.mlx_path}: {plan.tensors} tensors, {plan.nbytes / 1e9:.3f} GB", file=sys.stderr)
+    folder.write_folder(source, plan, config, target, provenance, sums)
+    write.publish(target)
+    print(f"{target}: {plan.tensors} tensors, {plan.nbytes / 1e9:.3f} GB", file=sys.stderr)
     if args.verify:
         from . import verify
 
-        for line in verify.weight_errors(plan, args.mlx_path):
+        for line in verify.weight_errors(plan, target):
             print(line, file=sys.stderr)
-        print(verify.logits_divergence(source, args.mlx_path), file=sys.stderr)
+        print(verify.logits_divergence(source, target), file=sys.stderr)
     if args.upload_repo:
-        upload(args.mlx_path, args.upload_repo)
+        upload(target, args.upload_repo)
     return 0
 
 
@@ -148,8 +158,7 @@ def upload(folder: Path, repo: str) -> None:
         api.create_repo(repo, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo)
     except (OSError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DGemmaError(f"the upload to {repo} failed: {cause}") from None
+        raise DGemmaError(f"the upload to {repo} failed: {first_line(error)}") from None
     print(f"uploaded to {repo}", file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ from mlx_dgemma.generation_config import SAMPLER, GenerationConfig
 from .plan import Plan
 from .recipes import FLOATS
 from .source import Source
-from .write import _write_json, partial_of
+from .write import partial_of, write_json
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 _OURS = ("config.json", "convert.json", "model.safetensors.index.json", "state.json")
@@ -37,18 +37,20 @@ def revision_of(folder: Path) -> str | None:
     return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
-def write_folder(source: Source, plan: Plan, target: Path, provenance: Provenance, sums: dict[str, str]) -> None:
+def write_folder(
+    source: Source, plan: Plan, config: dict[str, Any], target: Path, provenance: Provenance, sums: dict[str, str]
+) -> None:
     """Fills the partial folder up, so that only the renaming is left."""
     partial = partial_of(target)
     for pattern in _COPIED:
         for file in source.folder.glob(pattern):
-            if file.name not in _OURS:
+            if file.is_file() and file.name not in _OURS:
                 shutil.copyfile(file, partial / file.name)
-    _write_json(partial / "config.json", target_config(source, plan))
+    write_json(partial / "config.json", config)
     if not source.denoiser_trained:
-        _write_json(partial / "generation_config.json", _diffusion_defaults(source))
+        write_json(partial / "generation_config.json", _diffusion_defaults(source))
     record = {**vars(provenance), "tool": f"mlx-dgemma {__version__}", "mlx": version("mlx"), "sha256": sums}
-    _write_json(partial / "convert.json", record)
+    write_json(partial / "convert.json", record)
     (partial / "README.md").write_text(model_card(plan, provenance, source), encoding="utf-8")
 
 
@@ -63,9 +65,9 @@ def target_config(source: Source, plan: Plan) -> dict[str, Any]:
 
 def published_dialect(text: dict[str, Any]) -> dict[str, Any]:
     """text_config with `global_head_dim` and `num_global_key_value_heads`, the only form that every reader knows."""
-    full = [i for i, kind in enumerate(text["layer_types"]) if kind == FULL]
+    full = [i for i, kind in enumerate(text.get("layer_types") or []) if kind == FULL]
     per_layer = {int(index): sizes for index, sizes in (text.get("per_layer_config") or {}).items()}
-    sizes = per_layer.get(full[0], {})
+    sizes = per_layer.get(full[0], {}) if full else {}
     if set(per_layer) != set(full) or any(per_layer[i] != sizes for i in full) or "head_dim" not in sizes:
         return text
     text = {k: v for k, v in text.items() if k != "per_layer_config"}

@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dgemma.checkpoint import Rule
+from mlx_dgemma.config import ModelConfig
+from mlx_dgemma.errors import DGemmaError
 
 MODEL_TYPE = "gemma4"
 RULES = (
@@ -36,7 +38,9 @@ _DROPPED = (
 
 def patched_config(config: dict[str, Any]) -> dict[str, Any]:
     """DiffusionGemma's config.json from Gemma 4's, with Gemma 4's own options still in it, to be checked."""
-    text = {**config.get("text_config", {}), "model_type": "diffusion_gemma_text"}
+    if not isinstance(config.get("text_config"), dict):
+        raise DGemmaError("text_config is missing")
+    text = {**config["text_config"], "model_type": "diffusion_gemma_text"}
     kept = ("vision_config", "dtype", "boi_token_id", "eoi_token_id", "image_token_id", "eos_token_id")
     return {
         "architectures": ["DiffusionGemmaForBlockDiffusion"],
@@ -54,20 +58,20 @@ def without_own_options(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "text_config": text}
 
 
-def self_conditioning_shapes(text: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+def self_conditioning_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and way of making of each self-conditioning tensor, by target name."""
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    hidden, inner = config.hidden_size, config.intermediate_size
     prefix = "model.decoder.self_conditioning"
     return {
         f"{prefix}.pre_norm.weight": ((hidden,), "ones"),
-        f"{prefix}.gate_proj.weight": ((inner, hidden), "normal"),
-        f"{prefix}.up_proj.weight": ((inner, hidden), "normal"),
+        f"{prefix}.gate_proj.weight": ((inner, hidden), "normal 0"),
+        f"{prefix}.up_proj.weight": ((inner, hidden), "normal 1"),
         f"{prefix}.down_proj.weight": ((hidden, inner), "zeros"),
     }
 
 
 def initial_value(how: str, shape: tuple[int, ...]) -> mx.array:
-    """ones, zeros, or normal with the reference's initializer range, 0.02 (seeded)."""
-    if how == "normal":
-        return 0.02 * mx.random.normal(shape, key=mx.random.key(0))
+    """ones, zeros, or "normal SEED" with the reference's initializer range, 0.02."""
+    if how.startswith("normal"):
+        return 0.02 * mx.random.normal(shape, key=mx.random.key(int(how.split()[1])))
     return mx.ones(shape) if how == "ones" else mx.zeros(shape)

@@ -51,6 +51,13 @@ class Job:
     dtype: str
     format: Format | None
     outputs: tuple[Output, ...]
+    is_copy: bool = False  # of a quantized module, packed as it is
+
+    @property
+    def how(self) -> str:
+        same = self.is_copy or (self.format is None and self.source.format is None)
+        name = str(self.format) if self.format else "unquantized"
+        return f"{name}, as it is" if same and self.dtype == (self.source.dtype or self.dtype) else name
 
     @property
     def path(self) -> str:
@@ -69,6 +76,7 @@ class Job:
 class Plan:
     jobs: tuple[Job, ...]
     notes: tuple[str, ...]
+    dropped: dict[str, str]  # source name -> reason
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +104,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Changes with anything that would change a byte of the target."""
-        rows = [[job.target, job.dtype, str(job.format), _origin(job.source)] for job in self.jobs]
+        rows = [[job.target, job.dtype, str(job.format), job.is_copy, _origin(job.source)] for job in self.jobs]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def by_part(self) -> dict[str, tuple[int, int]]:
@@ -112,8 +120,9 @@ class Plan:
         for job in self.jobs:
             for output in job.outputs:
                 shape = "×".join(map(str, output.shape))
-                how = str(job.format) if job.format else "as it is" if job.dtype == job.source.dtype else "converted"
-                yield f"{output.name}  {output.dtype} {shape}  {output.nbytes} bytes  {how}  from {job.source.origin}"
+                origin = f"from {job.source.origin}" if job.source.info else f"made: {job.source.made}"
+                yield f"{output.name}  {output.dtype} {shape}  {output.nbytes} bytes  {job.how}  {origin}"
+        yield from (f"dropped: {name}, {reason}" for name, reason in self.dropped.items())
         yield ""
         for part, (elements, nbytes) in self.by_part().items():
             yield f"{part:18} {elements:15,} weights {nbytes:15,} bytes {8 * nbytes / elements:6.2f} bits per weight"
@@ -122,8 +131,12 @@ class Plan:
 
 
 def _origin(source: SourceTensor) -> list[Any]:
-    info = source.info
-    return [info.file.name, info.name, info.dtype, info.nbytes, info.file.stat().st_size] if info else [source.made]
+    """What identifies a source tensor: two checkpoints of one architecture must not be taken for each other."""
+    if source.info is None:
+        return [source.made]
+    info, status = source.info, source.info.file.stat()
+    where = [str(info.file.resolve()), status.st_size, status.st_mtime_ns, info.offset]
+    return [*where, info.name, info.dtype, info.nbytes, str(source.format)]
 
 
 def make_plan(source: Source, rules: Rules, dtype: str | None = None) -> Plan:
@@ -131,21 +144,25 @@ def make_plan(source: Source, rules: Rules, dtype: str | None = None) -> Plan:
     jobs, notes = [], []
     default = source.tensors["model.decoder.norm.weight"].dtype
     for target, tensor in sorted(source.tensors.items(), key=lambda item: _model_order(item[0])):
-        own = tensor.dtype if tensor.info else default
+        own = tensor.dtype or default
         if own not in ("BF16", "F16", "F32"):
             raise DGemmaError(f"tensor {tensor.origin} is {own}; only BF16, F16 and F32 weights can be converted")
         format, note = _choose(target, tensor, rules)
         notes += [note] if note else []
-        jobs.append(Job(target, tensor, dtype or own, format, _outputs(target, tensor.shape, dtype or own, format)))
-    for pattern, _ in rules:
-        if not any(re.fullmatch(pattern, job.path) for job in jobs):
+        outputs = _outputs(target, tensor.shape, dtype or own, format)
+        is_copy = format is not None and format == tensor.format
+        jobs.append(Job(target, tensor, dtype or own, format, outputs, is_copy))
+    for pattern, format in rules:
+        if format != recipes.KEEP and not any(re.fullmatch(pattern, job.path) for job in jobs):
             raise DGemmaError(f"no module matches {pattern.removeprefix('.*(?:').removesuffix(').*')!r}")
-    return Plan(tuple(jobs), tuple(notes))
+    return Plan(tuple(jobs), tuple(notes), source.dropped)
 
 
 def _choose(target: str, tensor: SourceTensor, rules: Rules) -> tuple[Format | None, str]:
     path = target.removesuffix(".weight")
     wanted = recipes.format_of(path, rules) if _QUANTIZABLE.fullmatch(path) else None
+    if wanted == recipes.KEEP:
+        return tensor.format, ""
     if wanted is None:
         return None, ""
     width = tensor.shape[-1]

@@ -52,6 +52,7 @@ class Format:
         return None
 
 
+KEEP = "what the source has"  # of a quantized source: the packed bytes are copied
 CHOSEN = "the format of --q-bits, --q-group-size and --q-mode"
 EXPERTS = r".*\.experts\.(gate_up|down)_proj"
 ATTENTION = r".*decoder.*\.self_attn\.[qkvo]_proj"
@@ -110,8 +111,8 @@ def parse_override(text: str) -> tuple[str, Format | None]:
     return f".*(?:{pattern}).*", None if bits == 16 else Format(bits, group, mode)
 
 
-def format_of(path: str, rules: Rules) -> Format | None:
-    """What a module path gets; None leaves it unquantized."""
+def format_of(path: str, rules: Rules) -> Format | str | None:
+    """What a module path gets: a format, KEEP, or None for unquantized."""
     return next((format for pattern, format in rules if re.fullmatch(pattern, path)), None)
 
 

@@ -1,6 +1,6 @@
 """What a source checkpoint holds: its kind, its modules by target path, and its tensors in slices of float rows."""
 
-import json
+import dataclasses
 import math
 import os
 import re
@@ -11,10 +11,21 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint import TEXT_RULES, VISION, Rule, TensorInfo, read_headers, target_name
-from mlx_dgemma.config import MODEL_TYPE, ModelConfig
+from mlx_dgemma.checkpoint import (
+    TEXT_RULES,
+    VISION,
+    Rule,
+    TensorInfo,
+    by_target,
+    read_headers,
+    rule_for,
+    target_name,
+)
+from mlx_dgemma.config import ModelConfig, read_config
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.loading import build_model
 
 from . import gemma4
 from .recipes import Format
@@ -45,34 +56,36 @@ class SourceTensor:
         return self.info.name if self.info else self.made
 
     @property
-    def dtype(self) -> str:
-        """The float type that the values come in."""
-        return "F32" if self.info is None else (self.scales or self.info).dtype
-
-    def slices(self) -> Iterator[mx.array]:
-        """The values in runs of rows along the first axis, checked for NaN and Inf."""
-        for start in range(0, self.shape[0], self.step):
-            values = self.rows(start, min(start + self.step, self.shape[0]))
-            if not mx.isfinite(values).all().item():
-                where = f"{self.info.file}: tensor {self.info.name}" if self.info else self.made
-                raise DGemmaError(f"{where} has NaN or Inf; download it again")
-            yield values
+    def dtype(self) -> str | None:
+        """The float type of the values; None if they bring none of their own (made here, or with integer scales)."""
+        info = self.scales or self.info
+        return None if info is None or info.dtype == "U8" else info.dtype
 
     @property
     def step(self) -> int:
         """Rows that take at most SLICE bytes as bfloat16."""
         return max(1, SLICE // (2 * math.prod(self.shape[1:])))
 
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Runs of rows along the first axis, start and stop."""
+        for start in range(0, self.shape[0], self.step):
+            yield start, min(start + self.step, self.shape[0])
+
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows start … stop of the first axis, dequantized if need be."""
+        """Rows start … stop of the first axis, dequantized if need be, checked for NaN and Inf."""
         if self.info is None:
             return gemma4.initial_value(self.made, self.shape)[start:stop]
-        weight = read_rows(self.info, start, stop)
-        if self.format is None:
-            return weight
-        biases = None if self.biases is None else read_rows(self.biases, start, stop)
-        scales, f = read_rows(self.scales, start, stop), self.format
-        return mx.dequantize(weight, scales, biases, f.group_size, f.bits, mode=f.mode)
+        values = self.packed(start, stop)
+        if self.format is not None:
+            f, (weight, scales, *biases) = self.format, values
+            values = (mx.dequantize(weight, scales, *(biases or [None]), f.group_size, f.bits, mode=f.mode),)
+        if not mx.isfinite(values[0]).all().item():
+            raise DGemmaError(f"{self.info.file}: tensor {self.info.name} has NaN or Inf; download it again")
+        return values[0]
+
+    def packed(self, start: int, stop: int) -> tuple[mx.array, ...]:
+        """The same rows as they are stored: the tensor, or weight, scales and maybe biases."""
+        return tuple(read_rows(info, start, stop) for info in (self.info, self.scales, self.biases) if info)
 
 
 def read_rows(info: TensorInfo, start: int, stop: int) -> mx.array:
@@ -103,71 +116,48 @@ class Source:
 
 def open_source(folder: Path) -> Source:
     """Reads config.json and all headers; complains about unknown, missing and misshapen tensors."""
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     is_gemma4 = config.get("model_type") == gemma4.MODEL_TYPE
-    if not is_gemma4 and config.get("model_type") != MODEL_TYPE:
-        raise DGemmaError(
-            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}; "
-            f"{MODEL_TYPE} and {gemma4.MODEL_TYPE} checkpoints can be converted"
-        )
-    named, dropped = _apply_rules(read_headers(folder), gemma4.RULES if is_gemma4 else RULES)
-    if is_gemma4:
-        config = gemma4.patched_config(config)
-    tensors = _group(named, config.get("quantization") or {})
-    if is_gemma4:
-        tensors.update(_made(config, tensors))
-    _check(folder, config, tensors)
-    if is_gemma4:
-        config = gemma4.without_own_options(config)
-    return Source(folder, config, tensors, dropped, config.get("denoiser_trained", True))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
+    rules = gemma4.RULES if is_gemma4 else RULES
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DGemmaError(f"{path} cannot be read ({error}); download it again") from None
-    if not isinstance(config, dict):
-        raise DGemmaError(f"{path} is not a JSON object; download it again")
-    return config
+        if is_gemma4:
+            config = gemma4.patched_config(config)
+        parsed = ModelConfig.from_dict(config)
+    except DGemmaError as error:
+        raise DGemmaError(f"{folder / 'config.json'}: {error}") from None
+    headers = read_headers(folder)
+    tensors = _group(by_target(headers, rules), parsed.quantization)
+    if is_gemma4:
+        tensors.update(_made(parsed, tensors))
+        config = gemma4.without_own_options(config)
+    _check(folder, parsed, tensors)
+    dropped = {name: rule_for(name, rules).reason for name in headers if target_name(name, rules) is None}
+    return Source(folder, config, tensors, dropped, parsed.denoiser_trained)
 
 
-def _apply_rules(
-    headers: dict[str, TensorInfo], rules: tuple[Rule, ...]
-) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    named, dropped = {}, {}
-    for name, info in headers.items():
-        try:
-            target = target_name(name, rules)
-        except DGemmaError as error:
-            raise DGemmaError(f"{info.file}: {error}") from None
-        if target is None:
-            dropped[name] = next(rule.reason for rule in rules if rule.pattern.fullmatch(name))
-        else:
-            named[target] = info
-    return named, dropped
-
-
-def _group(named: dict[str, TensorInfo], quantization: dict[str, Any]) -> dict[str, SourceTensor]:
+def _group(named: dict[str, TensorInfo], quantization: dict[str, Any] | None) -> dict[str, SourceTensor]:
     """Joins weight, scales and biases of a quantized module into one tensor."""
     tensors = {}
     for target, info in named.items():
+        if not info.shape or 0 in info.shape:
+            raise DGemmaError(f"{info.file}: tensor {info.name} has shape {info.shape}; download it again")
         path, _, part = target.rpartition(".")
         if f"{path}.scales" not in named or part not in _PARTS:
             tensors[target] = SourceTensor(info, info.shape)
+        elif quantization is None:
+            raise DGemmaError(f"{info.file}: {path} is quantized, but config.json has no quantization")
         elif part == "weight":
-            options = {k: v for k, v in quantization.items() if k in ("group_size", "bits", "mode")}
             own = quantization.get(path)
-            options = own if isinstance(own, dict) else options
+            options = own if isinstance(own, dict) else quantization
             format = Format(options["bits"], options["group_size"], options.get("mode", "affine"))
             shape = (*info.shape[:-1], info.shape[-1] * 32 // format.bits)
             tensors[target] = SourceTensor(info, shape, named[f"{path}.scales"], named.get(f"{path}.biases"), format)
     return tensors
 
 
-def _made(config: dict[str, Any], tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
+def _made(config: ModelConfig, tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
     """The tensors that DiffusionGemma has beyond Gemma 4: encoder layer scalars and self-conditioning."""
-    made = gemma4.self_conditioning_shapes(config["text_config"])
+    made = gemma4.self_conditioning_shapes(config)
     added = {name: SourceTensor(None, shape, made=how) for name, (shape, how) in made.items()}
     for target, tensor in tensors.items():
         if re.fullmatch(r"model\.decoder\.layers\.\d+\.layer_scalar", target):
@@ -175,17 +165,10 @@ def _made(config: dict[str, Any], tensors: dict[str, SourceTensor]) -> dict[str,
     return added
 
 
-def _check(folder: Path, config: dict[str, Any], tensors: dict[str, SourceTensor]) -> None:
+def _check(folder: Path, config: ModelConfig, tensors: dict[str, SourceTensor]) -> None:
     """Every text tensor is there, in the shape that config.json asks for."""
-    from mlx.utils import tree_flatten
-
-    from mlx_dgemma.loading import build_model
-
-    try:
-        parsed = ModelConfig.from_dict({k: v for k, v in config.items() if k != "quantization"})
-    except DGemmaError as error:
-        raise DGemmaError(f"{folder / 'config.json'}: {error}") from None
-    expected = {name: tuple(p.shape) for name, p in tree_flatten(build_model(parsed).parameters())}
+    dense = build_model(dataclasses.replace(config, quantization=None))
+    expected = {name: tuple(p.shape) for name, p in tree_flatten(dense.parameters())}
     for name, shape in expected.items():
         if name not in tensors:
             raise DGemmaError(f"{folder}: tensor {name} {shape} is missing; download it again")

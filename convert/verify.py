@@ -44,8 +44,7 @@ def squared_error(source: SourceTensor, written: SourceTensor) -> tuple[float, f
     if written.shape != source.shape:
         raise DGemmaError(f"{written.origin} was written with shape {written.shape}, the source has {source.shape}")
     error = norm = 0.0
-    for start in range(0, source.shape[0], source.step):
-        stop = min(start + source.step, source.shape[0])
+    for start, stop in source.runs():
         before = source.rows(start, stop).astype(mx.float32)
         after = written.rows(start, stop).astype(mx.float32)
         error += mx.square(after - before).sum().item()

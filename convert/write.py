@@ -30,39 +30,49 @@ def partial_of(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
-def prepare(plan: Plan, target: Path, *, resume: bool, force: bool) -> dict[str, str]:
+def prepare(plan: Plan, source: Path, target: Path, *, resume: bool, force: bool) -> dict[str, str]:
     """Checks target, disk and leftovers; returns the finished shards of an earlier run with their SHA-256."""
     partial = partial_of(target)
-    if target.exists() and not force:
-        raise DGemmaError(f"{target} exists; choose another --mlx-path, or replace it with --force")
-    done = {}
-    if partial.exists():
-        if not resume and not force:
-            raise DGemmaError(f"{partial} is left from a run that ended early; add --resume, or --force to start again")
-        done = _finished(partial, plan) if resume else {}
+    _check_target(source.resolve(), target, force)
     if resume and not partial.exists():
         raise DGemmaError(f"nothing to resume: {partial} does not exist; run without --resume")
+    if partial.exists() and not resume and not force:
+        raise DGemmaError(f"{partial} is left from a run that ended early; add --resume, or --force to start again")
+    done = _finished(partial, plan) if resume else {}
     if not done:
         shutil.rmtree(partial, ignore_errors=True)
     sizes = {name: sum(job.nbytes for job in jobs) for name, jobs in named_shards(plan).items()}
     needed = sum(size for name, size in sizes.items() if name not in done) + MARGIN
-    parent = target.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(parent).free
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
     if needed > free:
-        raise DGemmaError(f"{parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; make room")
+        raise DGemmaError(f"{target.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; make room")
     partial.mkdir(exist_ok=True)
     return done
 
 
+def _check_target(source: Path, target: Path, force: bool) -> None:
+    """Only a model folder is ever replaced, and never the one that is being read."""
+    if not target.exists():
+        return
+    if target.resolve() in (source, *source.parents):
+        raise DGemmaError(f"{target} holds the source; choose another --mlx-path")
+    if not force:
+        raise DGemmaError(f"{target} exists; choose another --mlx-path, or replace it with --force")
+    if not (target / "config.json").is_file():
+        raise DGemmaError(f"{target} is not a model folder; choose another --mlx-path, or remove it yourself")
+
+
 def _finished(partial: Path, plan: Plan) -> dict[str, str]:
+    """The shards of an earlier run of this plan that are still what they were."""
     try:
         state = json.loads((partial / STATE).read_text())
-    except (OSError, ValueError):
+        begun, done = state["fingerprint"], dict(state["done"])
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
-    if state["fingerprint"] != plan.fingerprint():
+    if begun != plan.fingerprint():
         raise DGemmaError(f"{partial} was begun with another source or other options; repeat them, or use --force")
-    return state["done"]
+    return {name: sum for name, sum in done.items() if (partial / name).is_file() and sha256(partial / name) == sum}
 
 
 def named_shards(plan: Plan) -> dict[str, tuple[Job, ...]]:
@@ -80,10 +90,10 @@ def write_weights(plan: Plan, target: Path, done: dict[str, str], progress: Prog
             continue
         write_shard(partial / name, jobs, progress)
         sums[name] = sha256(partial / name)
-        _write_json(partial / STATE, {"fingerprint": plan.fingerprint(), "done": sums})
+        write_json(partial / STATE, {"fingerprint": plan.fingerprint(), "done": sums})
     weight_map = {output.name: name for name, jobs in shards.items() for job in jobs for output in job.outputs}
     index = {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(partial / "model.safetensors.index.json", index)
+    write_json(partial / "model.safetensors.index.json", index)
     return sums
 
 
@@ -116,8 +126,8 @@ def _outputs_by_alignment(jobs: tuple[Job, ...]) -> list[Output]:
 
 def _write_job(descriptor: int, job: Job, places: dict[str, int], progress: Progress) -> None:
     written = dict.fromkeys((o.name for o in job.outputs), 0)
-    for values in job.source.slices():
-        for output, array in zip(job.outputs, encode(values, job), strict=True):
+    for start, stop in job.source.runs():
+        for output, array in zip(job.outputs, encode(job, start, stop), strict=True):
             data = to_bytes(array)
             written[output.name] += os.pwrite(descriptor, data, places[output.name] + written[output.name])
             progress(len(data))
@@ -128,13 +138,24 @@ def _write_job(descriptor: int, job: Job, places: dict[str, int], progress: Prog
             )
 
 
-def encode(values: mx.array, job: Job) -> tuple[mx.array, ...]:
-    """A slice of float rows as the job's outputs: rows are quantized independently, so slices are exact."""
-    values = values.astype(_MX[job.dtype])
+def encode(job: Job, start: int, stop: int) -> tuple[mx.array, ...]:
+    """A run of rows as the job's outputs: rows are quantized independently, so runs are exact."""
+    if job.is_copy:
+        job.source.rows(start, stop)  # for its check of NaN and Inf
+        weight, *rest = job.source.packed(start, stop)
+        return weight, *(a if a.dtype == mx.uint8 else _cast(a, job) for a in rest)
+    values = _cast(job.source.rows(start, stop), job)
     if job.format is None:
         return (values,)
     f = job.format
     return tuple(mx.quantize(values, f.group_size, f.bits, mode=f.mode))
+
+
+def _cast(values: mx.array, job: Job) -> mx.array:
+    values = values.astype(_MX[job.dtype])
+    if not mx.isfinite(values).all().item():
+        raise DGemmaError(f"tensor {job.source.origin} has values too large for {job.dtype}; choose another --dtype")
+    return values
 
 
 def to_bytes(array: mx.array) -> memoryview:
@@ -148,7 +169,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """In one move: a reader sees the old file or the new one."""
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -157,10 +178,11 @@ def _write_json(path: Path, content: Any) -> None:
 
 def publish(target: Path) -> None:
     """The finished folder takes the target's name; an old target goes only then."""
-    partial, old = partial_of(target), target.with_name(target.name + ".old")
+    partial, old = partial_of(target), target.with_name(f".{target.name}.{os.getpid()}.old")
     (partial / STATE).unlink(missing_ok=True)
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
+    replaces = target.exists()
+    if replaces:
         target.rename(old)
     partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    if replaces:
+        shutil.rmtree(old)
