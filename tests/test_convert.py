@@ -330,6 +330,135 @@ def test_a_killed_run_is_resumed(capsys, folder, tmp_path, monkeypatch, model):
     assert not write.partial_of(target).exists()
 
 
+def killed_after(monkeypatch, shards: int) -> None:
+    """Makes the next conversion stop after so many shards of 100 kB."""
+    from convert import plan
+
+    monkeypatch.setattr(plan.Plan.shards, "__defaults__", (100_000,))
+    real, calls = write.write_shard, []
+
+    def dies(path, jobs, progress):
+        calls.append(path)
+        if len(calls) == shards + 1:
+            raise KeyboardInterrupt
+        real(path, jobs, progress)
+
+    monkeypatch.setattr(write, "write_shard", dies)
+
+
+def test_resume_does_not_mix_two_models(capsys, folder, tmp_path, monkeypatch):
+    twin = shutil.copytree(folder, tmp_path / "twin")
+    killed_after(monkeypatch, 2)
+    assert convert(capsys, "--hf-path", folder, "--mlx-path", tmp_path / "t")[0] == 1
+    assert "begun with another source" in failing(capsys, twin, tmp_path / "t", "--resume")
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed", "state"])
+def test_resume_trusts_no_leftover(capsys, folder, tmp_path, monkeypatch, model, damage):
+    target = tmp_path / "t"
+    killed_after(monkeypatch, 3)
+    assert convert(capsys, "--hf-path", folder, "--mlx-path", target)[0] == 1
+    first = sorted(write.partial_of(target).glob("*.safetensors"))[0]
+    if damage == "gone":
+        first.unlink()
+    elif damage == "changed":
+        first.write_bytes(first.read_bytes()[:-1] + b"x")
+    else:
+        (write.partial_of(target) / write.STATE).write_text("[]")
+    assert convert(capsys, "--hf-path", folder, "--mlx-path", target, "--resume")[0] == 0
+    assert np.array_equal(logits(load(target, verify=True)[0]), logits(model))
+
+
+def test_force_replaces_nothing_but_a_model_folder(capsys, folder, tmp_path):
+    source = shutil.copytree(folder, tmp_path / "parent" / "source")
+    precious = tmp_path / "t.old"
+    precious.mkdir()
+    for target, complaint in [
+        (source, "holds the source"),
+        (source.parent, "holds the source"),
+        (precious, "is not a model folder"),
+        ("/", "cannot be a target"),
+    ]:
+        code, _, err = convert(capsys, "--hf-path", source, "--mlx-path", target, "--force")
+        assert code == 1 and complaint in err and err.count("\n") == 1
+    for _ in range(2):
+        assert convert(capsys, "--hf-path", source, "--mlx-path", tmp_path / "t", "--force")[0] == 0
+    assert precious.exists() and (source / "config.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parent", "t", "t.old"]
+
+
+def test_what_a_recipe_does_not_name_stays_packed(to_target, folder, tmp_path):
+    source = quantized_folder(folder, tmp_path / "source", bits=8)
+    edit_config(source, quantization_config=json.loads((source / "config.json").read_text())["quantization"])
+    target = to_target("-q", "--q-group-size", "32", source=source)  # experts to 4 bits, as mlx-vlm's folders look
+    before, after = mx.load(str(source / "model.safetensors")), mx.load(str(next(target.glob("*.safetensors"))))
+    name = "model.decoder.layers.0.self_attn.q_proj"
+    for part in ("weight", "scales", "biases"):
+        assert mx.array_equal(before[f"{name}.{part}"], after[f"{name}.{part}"])
+    experts = "model.decoder.layers.0.experts.down_proj.weight"
+    assert 2 * after[experts].size == before[experts].size
+    assert load(target)
+    only = to_target("--override", "embed_tokens=4:32", "--force", source=source)
+    assert load(only)[0].model.decoder.layers[0].experts.down_proj.bits == 8
+
+
+@pytest.mark.parametrize("mode", ["mxfp8", "nvfp4", "mxfp4"])
+def test_formats_with_integer_scales_can_be_sources(capsys, to_target, tmp_path, mode):
+    source = to_target("--recipe", "uniform", "--q-mode", mode).rename(tmp_path / "source")
+    expected = logits(load(source)[0])
+    dense = to_target("--dequantize", source=source)
+    assert np.abs(logits(load(dense)[0]) - expected).max() <= 1e-3 * np.ptp(expected)
+    again = to_target("--recipe", "8bit", "--force", "--override", "norm=16", source=source)
+    assert np.abs(logits(load(again)[0]) - expected).mean() < 0.3 * expected.std()
+
+
+def test_values_too_large_for_the_type_are_an_error(capsys, folder, tmp_path):
+    big = broken(folder, tmp_path, lambda t: t["model.decoder.norm.weight"].__setitem__(0, 1e5))
+    complaint = failing(capsys, big, tmp_path / "t", "--dtype", "float16")
+    assert "tensor model.decoder.norm.weight has values too large for F16" in complaint
+
+
+def test_dropped_tensors_are_in_the_plan(capsys, folder, tmp_path):
+    copy = broken(folder, tmp_path, lambda t: t.update({"lm_head.weight": t["model.decoder.embed_tokens.weight"]}))
+    _, out, _ = convert(capsys, "--hf-path", copy, "--dry-run")
+    assert "dropped: lm_head.weight, tied to the embedding" in out.splitlines()
+
+
+@pytest.mark.parametrize("text_config", [KeyError, None, [], {}, {"hidden_size": "big"}])
+def test_a_malformed_gemma4_config_is_one_line(capsys, gemma4, tmp_path, text_config):
+    copy = shutil.copytree(gemma4[1], tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config.pop("text_config")
+    if text_config is not KeyError:
+        config["text_config"] = text_config
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "config.json: text_config" in failing(capsys, copy, tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"data_offsets": [-256, 0]},
+        {"data_offsets": [0.0, 256.0]},
+        {"data_offsets": [0]},
+        {"shape": [-64]},
+        {"shape": 64},
+        {"dtype": "F5"},
+    ],
+)
+def test_malformed_headers_are_one_line(capsys, folder, tmp_path, entry):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    data = (copy / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["model.decoder.norm.weight"].update(entry)
+    text = json.dumps(header).encode()
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    assert "model.safetensors" in failing(capsys, copy, tmp_path / "t")
+    with pytest.raises(DGemmaError, match=r"model\.safetensors"):
+        load(copy)
+
+
 def test_nothing_to_resume(capsys, folder, tmp_path):
     assert "nothing to resume" in failing(capsys, folder, tmp_path / "t", "--resume")
 
