@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from mlx_dgemma import generate_text, load
+from mlx_dgemma import GenerationConfig, generate_text, load
 from mlx_dgemma.demo import train
+from mlx_dgemma.demo.evaluate import HARD, draw_examples
 from mlx_dgemma.demo.tasks import TASKS, count, examples, is_held_out, roman, spell, sudoku_grids
 from mlx_dgemma.loading import EMBEDDED
 
@@ -68,12 +69,17 @@ def test_the_examples_in_the_help_are_answered(embedded, task):
     assert task.check(prompt, generate_text(*embedded, prompt).text)
 
 
-def test_sudoku_takes_more_steps_than_an_easy_task(embedded):
-    def mean_steps(name: str) -> float:
-        chosen = itertools.islice(examples(4, held_out=True, task=name), 10)
-        return sum(generate_text(*embedded, e.prompt).steps_per_canvas[0] for e in chosen) / 10
+def test_hard_sudokus_need_more_denoising_steps_than_easy_tasks(embedded):
+    def run(row: str, **settings) -> tuple[float, int]:
+        chosen = draw_examples(row, 4, 20)
+        config = GenerationConfig(max_new_tokens=train.CANVAS, **settings)
+        results = [generate_text(*embedded, e.prompt, config, seed=i) for i, e in enumerate(chosen)]
+        right = sum(e.task.check(e.prompt, r.text) for e, r in zip(chosen, results, strict=True))
+        return sum(r.stats.steps for r in results) / len(results), right
 
-    assert mean_steps("sudoku") > 1.5 * mean_steps("upper")
+    steps, right = run(HARD)
+    assert steps > 2 * run("upper")[0] and steps > 4
+    assert run(HARD, max_denoising_steps=3)[1] < right - 3  # and they cannot do without
 
 
 def test_training_learns_and_saves_what_we_load(tmp_path):
