@@ -121,7 +121,7 @@ TASKS: dict[str, Task] = {
              lambda s: [spell(int(s))], 1.5),
         Task("roman", "a number below 4000 in Roman numerals", "1994", lambda r: str(r.randrange(1, 4000)),
              lambda s: [roman(int(s))]),
-        Task("count", "count between two-digit numbers (two canvases)", "18 to 61", _sample_count,
+        Task("count", "count between two-digit numbers 22 to 40 apart (two canvases)", "18 to 50", _sample_count,
              lambda s: [count(*map(int, s.split(" to ")))], 1.5),
         Task("sudoku", "a 4x4 Sudoku, row by row (many denoising steps)", "1..4..1.2....3.1", _sample_sudoku,
              lambda s: [grid for grid in sudoku_grids() if keeps(s, grid)], 1.5),
