@@ -134,7 +134,9 @@ def test_ctrl_c_ends_cleanly_with_what_was_committed():
     code = "import sys; from mlx_dgemma import generate, text\n"
     code += "text.cut = lambda canvas, config, already: (canvas, False)\n"  # never stops on its own
     code += "sys.exit(generate.main(['--prompt', 'count 10 to 50', '--max-tokens', '3900']))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, cwd=ROOT)
+    # a runner in the background may have SIGINT ignored, which children inherit
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, cwd=ROOT, preexec_fn=heed)
     first = os.read(process.stdout.fileno(), 4)  # the first canvas is there, the next one under way
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
