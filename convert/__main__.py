@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mlx_dgemma.errors import DGemmaError, first_line
 
-from .recipes import DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, rules_of
+from .recipes import DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, parse_override, rules_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -74,7 +74,7 @@ def choose_rules(args: argparse.Namespace) -> tuple[str | None, Rules]:
     if quantize and args.dequantize:
         raise DGemmaError("--dequantize and quantization exclude each other")
     if not quantize:
-        return None, tuple(rules_of(DEFAULT, None, tuple(args.override))[: len(args.override)])
+        return None, tuple(map(parse_override, args.override))
     recipe = args.recipe or DEFAULT
     return recipe, rules_of(recipe, chosen, tuple(args.override))
 

@@ -3,7 +3,6 @@
 A killed run leaves `TARGET.partial` with the finished shards and their checksums; `resume` goes on from there.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma.checkpoint import BYTES
+from mlx_dgemma.checkpoint import BYTES, sha256
 from mlx_dgemma.errors import DGemmaError
 
 from .plan import Job, Output, Plan
@@ -72,7 +71,9 @@ def _finished(partial: Path, plan: Plan) -> dict[str, str]:
         return {}
     if begun != plan.fingerprint():
         raise DGemmaError(f"{partial} was begun with another source or other options; repeat them, or use --force")
-    return {name: sum for name, sum in done.items() if (partial / name).is_file() and sha256(partial / name) == sum}
+    return {
+        name: digest for name, digest in done.items() if (partial / name).is_file() and sha256(partial / name) == digest
+    }
 
 
 def named_shards(plan: Plan) -> dict[str, tuple[Job, ...]]:
@@ -162,11 +163,6 @@ def to_bytes(array: mx.array) -> memoryview:
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return memoryview(np.ascontiguousarray(np.array(array, copy=False))).cast("B")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

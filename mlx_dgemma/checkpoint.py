@@ -3,6 +3,7 @@
 Headers are read first, so that a missing, misshapen or cut-off tensor is found before any weight is.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -105,6 +106,12 @@ def shard_files(folder: Path) -> list[Path]:
     if not files:
         raise DGemmaError(f"no .safetensors file in {folder}; a checkpoint folder is needed")
     return files
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

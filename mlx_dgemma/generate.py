@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
                 done.append(event)
                 progress.text("" if args.json else event.text)
             else:
-                progress.show(_step_line(event, config.over(model.generation_config).max_denoising_steps))
+                progress.show(_step_line(event))
     except KeyboardInterrupt:
         finish_reason = "interrupted"
     progress.clear()
@@ -135,7 +135,8 @@ def _prompt(args: argparse.Namespace) -> Any:
     return [{"role": "system", "content": args.system}, {"role": "user", "content": args.prompt}]
 
 
-def _step_line(step: Any, max_steps: int) -> str:
+def _step_line(step: Any) -> str:
+    max_steps = step.step + step.remaining - 1
     return (
         f"canvas {step.canvas_index + 1} · step {step.step}/{max_steps} · temperature {step.temperature:.2f} · "
         f"accepted {step.accepted_count}/{step.accepted.size} · entropy {step.mean_entropy:.3f}"

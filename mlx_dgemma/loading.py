@@ -1,6 +1,5 @@
 """From a folder or a hub repository to (model, tokenizer), in HF or MLX layout, quantized or not."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint import TensorInfo, by_target, read_headers, shard_files
+from mlx_dgemma.checkpoint import TensorInfo, by_target, read_headers, sha256, shard_files
 from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.generation_config import GenerationConfig
@@ -73,9 +72,7 @@ def check_sums(folder: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError):
         raise DGemmaError(f"{folder} has no convert.json with SHA-256 sums; load it without verify") from None
     for file in shard_files(folder):
-        with file.open("rb") as stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        if actual != sums.get(file.name):
+        if sha256(file) != sums.get(file.name):
             raise DGemmaError(f"{file} is not what was converted (its SHA-256 differs); convert or download it again")
 
 
