@@ -36,6 +36,7 @@ class DenoisingStep:
         accepted_count: positions accepted, over all rows.
         mean_entropy: nats, over all positions.
         finished: whether the canvas is done.
+        clamped: bool per position, the ones that a steered canvas keeps fixed; None where nothing is.
     """
 
     canvas_index: int
@@ -49,6 +50,7 @@ class DenoisingStep:
     accepted_count: int
     mean_entropy: float
     finished: bool
+    clamped: mx.array | None = None
 
 
 @dataclass(frozen=True)
