@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion import prefill
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.loading import load
+from mlx_dgemma.prefill import prefill
 from mlx_dgemma.text import prompt_ids
 
 from .plan import Plan

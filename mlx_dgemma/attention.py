@@ -1,6 +1,7 @@
 """Grouped-query attention over the prefix cache; the same module serves encoder and denoiser mode.
 
-The caller decides what the new keys and values do to the cache (`extend`: append or overlay) and which mask applies.
+The caller decides what the new keys and values do to the cache (`extend`: append or overlay) and whether the new tokens
+see each other causally (encoder mode) or both ways (denoiser mode).
 """
 
 from collections.abc import Callable
@@ -11,9 +12,9 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from mlx_dgemma.config import LayerConfig, ModelConfig
 from mlx_dgemma.layers import rms_norm
+from mlx_dgemma.scores import attend_all, attend_causally
 
 Extend = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
-Mask = mx.array | str | None
 
 
 class Attention(nn.Module):
@@ -23,6 +24,7 @@ class Attention(nn.Module):
         super().__init__()
         hidden, head_dim = config.hidden_size, layer.head_dim
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, layer.num_key_value_heads, head_dim
+        self.window = layer.window
         self.eps = config.rms_norm_eps
         self.q_proj = nn.Linear(hidden, self.heads * head_dim, bias=False)
         self.k_proj = nn.Linear(hidden, self.kv_heads * head_dim, bias=False)
@@ -33,7 +35,7 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(head_dim, eps=self.eps)
         self.rope = initialize_rope(head_dim, layer.rope["rope_theta"], False, layer.rope)
 
-    def __call__(self, x: mx.array, offset: int, extend: Extend, mask: Mask) -> mx.array:
+    def __call__(self, x: mx.array, offset: int, extend: Extend, causal: bool) -> mx.array:
         """x (B, T, H) at positions offset … offset + T − 1 -> (B, T, H)."""
         batch, length, _ = x.shape
         q = self.q_norm(self.q_proj(x).reshape(batch, length, self.heads, self.head_dim))
@@ -43,5 +45,5 @@ class Attention(nn.Module):
         k = self.rope(self.k_norm(raw_k).transpose(0, 2, 1, 3), offset=offset)  # (B, kv_heads, T, D)
         v = rms_norm(raw_v, self.eps).transpose(0, 2, 1, 3)
         keys, values = extend(k, v)  # (B, kv_heads, S, D): what this layer can see
-        out = mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask=mask)
+        out = attend_causally(q, keys, values, self.window) if causal else attend_all(q, keys, values)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))

@@ -21,6 +21,7 @@ class LayerCache:
     def __init__(self, window: int | None):
         self.window = window
         self.length = 0
+        self.reserved = 0  # slots to make room for when the buffer next grows
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
@@ -62,7 +63,8 @@ class LayerCache:
 
     def _grow(self, like: mx.array, needed: int) -> None:
         batch, heads, _, head_dim = like.shape
-        spare = mx.zeros((batch, heads, needed + needed // GROWTH - self.length, head_dim), like.dtype)
+        capacity = self.reserved if self.reserved >= needed else needed + needed // GROWTH
+        spare = mx.zeros((batch, heads, capacity - self.length, head_dim), like.dtype)
         if self.length == 0:
             self.keys, self.values = spare, mx.zeros_like(spare)
             return
@@ -76,6 +78,21 @@ class PrefixCache:
     def __init__(self, windows: list[int | None]):
         self.layers = [LayerCache(window) for window in windows]
         self.length = 0
+
+    def reserve(self, tokens: int) -> None:
+        """Full layers will make room for so many tokens at once when they next grow."""
+        for layer in self.layers:
+            if layer.window is None:
+                layer.reserved = tokens
+
+    def snapshot(self) -> list[tuple[mx.array | None, mx.array | None]]:
+        """The buffers as they are, for `restore`; as long as it is held, the next write copies them."""
+        return [(layer.keys, layer.values) for layer in self.layers]
+
+    def restore(self, buffers: list[tuple[mx.array | None, mx.array | None]]) -> None:
+        """Undoes overlays that were never evaluated."""
+        for layer, (keys, values) in zip(self.layers, buffers, strict=True):
+            layer.keys, layer.values = keys, values
 
     def arrays(self) -> list[mx.array]:
         """Every buffer, for `mx.eval`."""

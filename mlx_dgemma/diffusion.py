@@ -3,21 +3,34 @@
 Both are generators of typed events over token ids; they know nothing of text or terminals.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlx_dgemma import sampling
+from mlx_dgemma import memory, sampling
 from mlx_dgemma.cache import PrefixCache
 from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma
-from mlx_dgemma.noise import Noise
+from mlx_dgemma.noise import Noise, Rows
+from mlx_dgemma.prefill import prefill
+from mlx_dgemma.steering import Steering
 from mlx_dgemma.stopping import StableAndConfident
 from mlx_dgemma.vocabulary import EmbeddingTable, Prediction, Query, predict
 
-PREFILL_CHUNK = 512  # tokens; bounds the score matrix of a long prompt
-Denoiser = Callable[[mx.array, mx.array | None, Query], Prediction]
+
+class Denoiser(Protocol):
+    """What proposes tokens: the model over a prefix, or a stand-in of a test."""
+
+    def begin(self, canvas: mx.array, soft: mx.array | None) -> Any:
+        """The forward pass over ids (B, C) and the previous soft embeddings, as a graph; nothing is computed yet."""
+
+    def finish(self, begun: Any, query: Query) -> Prediction:
+        """Answers a query about a forward pass that was begun."""
+
+    def cancel(self) -> None:
+        """The last forward pass that was begun will not be finished."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class DenoisingStep:
         mean_entropy: nats, over all positions.
         finished: whether the canvas is done.
         clamped: bool per position, the ones that a steered canvas keeps fixed; None where nothing is.
+        log_p: log-probability of the draft's tokens, tempered, nats; of a finished row, when it finished.
     """
 
     canvas_index: int
@@ -51,6 +65,7 @@ class DenoisingStep:
     mean_entropy: float
     finished: bool
     clamped: mx.array | None = None
+    log_p: mx.array | None = None
 
 
 @dataclass(frozen=True)
@@ -63,74 +78,141 @@ class CommittedCanvas:
 
 
 def denoise_canvas(
-    denoiser: Denoiser, config: GenerationConfig, noise: Noise, shape: tuple[int, int], canvas_index: int = 0
-) -> Iterator[DenoisingStep]:
+    denoiser: Denoiser, config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
+    canvas_index: int = 0, steering: Steering | None = None,
+) -> Iterator[DenoisingStep]:  # fmt: skip
     """Refines one canvas of `shape` (B, C) from uniform noise; the last event's draft is the result.
 
-    `denoiser` answers a Query about canvas ids (B, C) and the previous step's soft embeddings (None at first). With
-    several rows, a row that is done keeps its draft while the others go on.
+    With several rows, a row that is done keeps its draft while the others go on; with a sequence of noise sources each
+    row has its own, from which it draws until it is done. Nothing is yielded for a canvas that is given whole.
+
+    The next step's graph is built while a step runs, and submitted as soon as its flags are read: before its event is
+    yielded. So one step is ahead when the caller closes the generator early.
     """
-    canvas, soft, finished = mx.array(noise.tokens(shape)), None, mx.zeros(shape[:1], mx.bool_)
-    draft = canvas
-    should_stop = StableAndConfident(config.stability_threshold, config.confidence_threshold)
-    for remaining in range(config.max_denoising_steps, 0, -1):
+    canvas = _Canvas(denoiser, config, noise, shape, canvas_index, steering or Steering(None, None))
+    if canvas.steering.is_complete:
+        return
+    pending = canvas.submit(denoiser.begin(canvas.tokens, None), config.max_denoising_steps)
+    while True:
+        ahead = denoiser.begin(canvas.tokens, canvas.soft) if pending.remaining > 1 else None
+        event, finished_rows = pending.read()
+        canvas.retire(finished_rows)
+        if event.finished and ahead is not None:
+            denoiser.cancel()
+        elif not event.finished:
+            pending = canvas.submit(ahead, pending.remaining - 1)
+        del ahead
+        yield event
+        if event.finished:
+            return
+
+
+class _Canvas:
+    """The state of one canvas between its steps."""
+
+    def __init__(
+        self, denoiser: Denoiser, config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
+        index: int, steering: Steering,
+    ):  # fmt: skip
+        self.denoiser, self.config, self.index, self.steering = denoiser, config, index, steering
+        self.noise = Rows(noise, shape)
+        self.tokens = steering.start(self.noise)
+        self.soft: mx.array | None = None
+        self.draft, self.log_p = self.tokens, mx.zeros(shape)
+        self.finished = mx.zeros(shape[:1], mx.bool_)
+        self.should_stop = StableAndConfident(config.stability_threshold, config.confidence_threshold)
+
+    def submit(self, begun: Any, remaining: int) -> "_Pending":
+        """One denoising step, as in the paper's paragraph; starts it and does not wait."""
+        config, steering, canvas = self.config, self.steering, self.tokens
         # 1. temperature, 2. proposal
         temperature = config.temperature(remaining)
-        u = mx.array(noise.uniform(shape)) if config.token_choice == "categorical" else None
-        prediction = denoiser(canvas, soft, Query(temperature, u, wants_soft=remaining > 1))
+        u = self.noise.uniform() if config.token_choice == "categorical" else None
+        prediction = self.denoiser.finish(begun, Query(temperature, u, wants_soft=remaining > 1))
         # 3. entropy, acceptance
-        entropy = prediction.entropy
+        entropy = steering.settled(prediction.entropy)
         accepted = sampling.accept(entropy, config.entropy_bound)
         # 4. the next canvas
-        next_canvas = sampling.renoise(prediction.proposal, accepted, mx.array(noise.tokens(shape)))
+        self.tokens = steering.clamp(sampling.renoise(prediction.proposal, accepted, self.noise.tokens()))
         # 5. stop? and 6. the draft, which is committed when the loop ends
-        draft = mx.where(finished[:, None], draft, prediction.argmax)
-        finished = finished | should_stop(draft, entropy)
-        summary = mx.stack([finished.all().astype(mx.float32), accepted.sum().astype(mx.float32), entropy.mean()])
-        soft = prediction.soft
-        mx.eval(summary, next_canvas, draft, entropy, accepted, finished, *([] if soft is None else [soft]))
-        done, accepted_count, mean_entropy = summary.tolist()  # the step's one host synchronisation
-        done = bool(done) or remaining == 1
+        frozen = self.finished[:, None]
+        self.draft = mx.where(frozen, self.draft, steering.clamp(prediction.argmax))
+        self.log_p = mx.where(frozen, self.log_p, steering.settled(prediction.log_p))
+        mean_entropy = steering.mean(entropy)  # (B,)
+        self.finished = self.finished | self.should_stop(self.draft, mean_entropy)
+        self.soft = prediction.soft
+        summary = mx.concatenate([accepted.sum()[None], mean_entropy.mean()[None], self.finished]).astype(mx.float32)
+        results = [summary, self.tokens, self.draft, entropy, accepted, self.log_p]
+        memory.start(results if self.soft is None else [*results, self.soft])
+        arrays = {"draft": self.draft, "entropy": entropy, "accepted": accepted, "log_p": self.log_p}
         step = config.max_denoising_steps - remaining + 1
-        yield DenoisingStep(
-            canvas_index, step, remaining, temperature, canvas, draft, entropy, accepted,
-            int(accepted_count), mean_entropy, done,
-        )  # fmt: skip
-        if done:
-            return
-        canvas = next_canvas
+        known = {"canvas_index": self.index, "step": step, "remaining": remaining, "temperature": temperature}
+        return _Pending(remaining, summary, {**known, **arrays, "canvas": canvas, "clamped": steering.clamped})
+
+    def retire(self, finished_rows: list[bool]) -> None:
+        """Rows that are done draw no more noise of their own."""
+        self.noise.active = [not finished for finished in finished_rows]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that runs: what its event will hold, and the summary that the host waits for."""
+
+    remaining: int
+    summary: mx.array  # accepted count, mean entropy, finished rows
+    fields: dict[str, Any]
+
+    def read(self) -> tuple[DenoisingStep, list[bool]]:
+        """The event, and which rows are done: the step's one host synchronisation."""
+        accepted_count, mean_entropy, *flags = self.summary.tolist()
+        finished_rows = [flag == 1.0 for flag in flags]
+        done = all(finished_rows) or self.remaining == 1
+        counts = {"accepted_count": int(accepted_count), "mean_entropy": mean_entropy, "finished": done}
+        return DenoisingStep(**self.fields, **counts), finished_rows
 
 
 def generate_canvases(
-    model: DiffusionGemma, cache: PrefixCache, config: GenerationConfig, noise: Noise, max_canvases: int, batch: int = 1
-) -> Iterator[DenoisingStep | CommittedCanvas]:
+    model: DiffusionGemma, cache: PrefixCache, config: GenerationConfig, noise: Noise | Sequence[Noise],
+    max_canvases: int, batch: int = 1, steerings: Sequence[Steering] = (),
+) -> Iterator[DenoisingStep | CommittedCanvas]:  # fmt: skip
     """Denoises canvas after canvas; each committed one is encoded into the prefix before the next begins.
 
-    Ends after `max_canvases`, or when the positions run out; the caller closes the generator to stop earlier (at a stop
-    token, say).
+    `steerings` steer the first canvases, one each. Ends after `max_canvases`, or when the positions run out; the caller
+    closes the generator to stop earlier (at a stop token, say).
     """
     shape = (batch, model.config.canvas_length)
-    denoiser = model_denoiser(model, cache)
+    denoiser = ModelDenoiser(model, cache)
     for index in range(max_canvases):
         if cache.length + shape[1] > model.config.max_position_embeddings:
             return
+        steering = steerings[index] if index < len(steerings) else None
         step = None
-        for step in denoise_canvas(denoiser, config, noise, shape, index):
+        for step in denoise_canvas(denoiser, config, noise, shape, index, steering):
             yield step
-        yield CommittedCanvas(index, step.draft, step.step)
+        draft = step.draft if step else mx.broadcast_to(steering.given, shape)
+        yield CommittedCanvas(index, draft, step.step if step else 0)
+        mx.clear_cache()  # buffers of this canvas's sizes; the next prefix is longer
         if index + 1 < max_canvases:
-            prefill(model, step.draft, cache)
+            prefill(model, draft, cache)
 
 
-def model_denoiser(model: DiffusionGemma, cache: PrefixCache) -> Denoiser:
+class ModelDenoiser:
     """The model over a prefix, asked through the vocabulary stage, so that whole logits are never made."""
-    embedding, cap = model.model.decoder.embed_tokens, model.config.final_logit_softcapping
-    table = EmbeddingTable(embedding, model.embedding_scale, cap)
-    return lambda canvas, soft, query: predict(model.denoise_hidden(canvas, cache, soft), table, query)
 
+    def __init__(self, model: DiffusionGemma, cache: PrefixCache):
+        self.model, self.cache = model, cache
+        embedding = model.model.decoder.embed_tokens
+        self.table = EmbeddingTable(embedding, model.embedding_scale, model.config.final_logit_softcapping)
+        self._before: list[Any] = []
 
-def prefill(model: DiffusionGemma, tokens: mx.array, cache: PrefixCache, chunk: int = PREFILL_CHUNK) -> None:
-    """Encodes ids (B, T) into the prefix, chunk by chunk, and evaluates it."""
-    for start in range(0, tokens.shape[1], chunk):
-        model.encode(tokens[:, start : start + chunk], cache)
-        mx.eval(cache.arrays())
+    def begin(self, canvas: mx.array, soft: mx.array | None) -> mx.array:
+        self._before = self.cache.snapshot()
+        return self.model.denoise_hidden(canvas, self.cache, soft)
+
+    def finish(self, begun: mx.array, query: Query) -> Prediction:
+        self._before = []  # or the prefix, held twice, would be copied
+        return predict(begun, self.table, query)
+
+    def cancel(self) -> None:
+        self.cache.restore(self._before)
+        self._before = []

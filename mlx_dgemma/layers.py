@@ -3,12 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-
-def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU, tanh approximation (torch's `gelu_pytorch_tanh`)."""
-    # Not nn.gelu_approx: that one is compiled, which on a CPU starts a C++ compiler at the first call.
-    wide = x.astype(mx.float32)  # as torch does inside: in bfloat16, 1 + tanh would cancel
-    return (0.5 * wide * (1 + mx.tanh(0.7978845608028654 * (wide + 0.044715 * wide * wide * wide)))).astype(x.dtype)
+from mlx_dgemma import fused
 
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:
@@ -22,7 +17,10 @@ def softcap(x: mx.array, cap: float) -> mx.array:
 
 
 class GatedMLP(nn.Module):
-    """down(gelu(gate(x)) · up(x)): (…, hidden) -> (…, hidden)."""
+    """down(gelu(gate(x)) · up(x)): (…, hidden) -> (…, hidden).
+
+    Checkpoints keep gate and up apart; `fuse` puts them into one matrix, so that x is read once.
+    """
 
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
@@ -31,4 +29,25 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(gelu_tanh(self.gate_proj(x)) * self.up_proj(x))
+        if "gate_up_proj" in self:
+            gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(fused.geglu(gate, up))
+
+    def fuse(self) -> None:
+        """Replaces `gate_proj` and `up_proj` by `gate_up_proj`, gate rows first, where both have the same format."""
+        gate, up = self.gate_proj, self.up_proj
+        if _format(gate) != _format(up):
+            return
+        for name, rows in gate.parameters().items():
+            gate[name] = mx.concatenate([rows, up[name]])
+        mx.eval(gate.parameters())
+        self.gate_up_proj = gate
+        del self.gate_proj, self.up_proj
+
+
+def _format(linear: nn.Linear | nn.QuantizedLinear) -> tuple[int, int, str] | None:
+    if isinstance(linear, nn.QuantizedLinear):
+        return linear.group_size, linear.bits, linear.mode
+    return None

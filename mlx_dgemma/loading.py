@@ -13,7 +13,9 @@ from mlx_dgemma.checkpoint import TensorInfo, by_target, read_headers, sha256, s
 from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.layers import GatedMLP
 from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.moe import Router
 
 EMBEDDED = Path(__file__).parent / "demo" / "checkpoint"
 _FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
@@ -85,8 +87,13 @@ def _download(repo: str, revision: str | None) -> Path:
         raise DGemmaError(f"no folder {repo}, and the hub download failed: {first_line(error)}") from None
 
 
-def load_model(folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None) -> DiffusionGemma:
-    """Builds the model and fills in its weights, one tensor in memory beyond those already loaded."""
+def load_model(
+    folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None, *, fuse: bool = True
+) -> DiffusionGemma:
+    """Builds the model and fills in its weights, one tensor in memory beyond those already loaded.
+
+    With `fuse` the gate and up matrices become one, which is faster; without it parameters keep the checkpoint's names.
+    """
     sources = by_target(read_headers(folder))
     model = build_model(config, set(sources))
     parameters = tree_flatten(model.parameters())
@@ -95,6 +102,9 @@ def load_model(folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None)
     model.load_weights(list(_read_weights(sources, dtype).items()))
     for _, parameter in tree_flatten(model.parameters()):
         mx.eval(parameter)  # one by one, so that a converted tensor's source is gone before the next is read
+    for module in model.modules() if fuse else ():
+        if isinstance(module, GatedMLP | Router):
+            module.fuse()
     model.generation_config = _generation_defaults(folder, config)
     model.eval()
     return model

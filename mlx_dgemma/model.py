@@ -7,8 +7,9 @@ The reference is transformers, models/diffusion_gemma.
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dgemma.attention import Attention, Extend, Mask
-from mlx_dgemma.cache import LayerCache, PrefixCache
+from mlx_dgemma import fused
+from mlx_dgemma.attention import Attention, Extend
+from mlx_dgemma.cache import PrefixCache
 from mlx_dgemma.config import LayerConfig, ModelConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.layers import GatedMLP, rms_norm, softcap
@@ -34,15 +35,15 @@ class Layer(nn.Module):
         self.pre_feedforward_layernorm_2 = nn.RMSNorm(hidden, eps=eps)
         self.layer_scalar = mx.ones((1,))
 
-    def __call__(self, x: mx.array, offset: int, extend: Extend, mask: Mask, scalar: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, offset: int, extend: Extend, causal: bool, scalar: mx.array) -> mx.array:
         """x (B, T, H) -> (B, T, H)."""
-        h = self.self_attn(self.input_layernorm(x), offset, extend, mask)
+        h = self.self_attn(self.input_layernorm(x), offset, extend, causal)
         residual = x + self.post_attention_layernorm(h)
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(residual)))
         weights, chosen = self.router(residual)  # the router reads the raw residual stream
         sparse = self.experts(self.pre_feedforward_layernorm_2(residual), weights, chosen)
         sparse = self.post_feedforward_layernorm_2(sparse)
-        return (residual + self.post_feedforward_layernorm(dense + sparse)) * scalar
+        return fused.add_and_scale(residual, self.post_feedforward_layernorm(dense + sparse), scalar)
 
 
 class SelfConditioning(GatedMLP):
@@ -122,11 +123,10 @@ class DiffusionGemma(nn.Module):
                 f"{cache.length + length} prefix tokens exceed max_position_embeddings "
                 f"({self.config.max_position_embeddings}); shorten the prompt"
             )
-        masks = {w: causal_mask(c, length) for w, c in _one_cache_per_window(cache).items()}
         h = self._embed(tokens)
         scalars = self.model.encoder.language_model.layers
         for layer, own, kv in zip(self.model.decoder.layers, scalars, cache.layers, strict=True):
-            h = layer(h, cache.length, kv.append, masks[kv.window], own.layer_scalar)
+            h = layer(h, cache.length, kv.append, True, own.layer_scalar)
         cache.length += length
         return h
 
@@ -149,8 +149,8 @@ class DiffusionGemma(nn.Module):
         decoder = self.model.decoder
         h = decoder.self_conditioning(self._embed(canvas), soft)
         for layer, kv in zip(decoder.layers, cache.layers, strict=True):
-            # no mask: every canvas token sees all that the layer kept of the prefix, and the whole canvas
-            h = layer(h, cache.length, kv.overlay, None, layer.layer_scalar)
+            # not causal: every canvas token sees all that the layer kept of the prefix, and the whole canvas
+            h = layer(h, cache.length, kv.overlay, False, layer.layer_scalar)
         return decoder.norm(h)
 
     def _logits(self, hidden: mx.array) -> mx.array:
@@ -191,23 +191,3 @@ class DiffusionGemma(nn.Module):
     def embedding_scale(self) -> mx.array:
         """√hidden in the weights' type, for token and soft embeddings alike."""
         return mx.array(self.config.hidden_size**0.5, self._dtype)  # √2816 is 53.0 in bfloat16
-
-
-def _one_cache_per_window(cache: PrefixCache) -> dict[int | None, LayerCache]:
-    return {layer.window: layer for layer in cache.layers}
-
-
-def causal_mask(layer: LayerCache, length: int) -> Mask:
-    """Mask for `length` new queries behind what the layer kept; an array only where the window cuts something off.
-
-    window 3, 2 kept tokens, 3 new ones (columns: kept, new):
-
-        1 1 1 0 0
-        0 1 1 1 0
-        0 0 1 1 1
-    """
-    visible = layer.length + length
-    if layer.window is None or visible <= layer.window:
-        return "causal" if length > 1 else None
-    distance = mx.arange(layer.length, visible)[:, None] - mx.arange(visible)[None]
-    return (distance >= 0) & (distance < layer.window)

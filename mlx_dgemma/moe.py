@@ -4,8 +4,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
+from mlx_dgemma import fused
 from mlx_dgemma.config import ModelConfig
-from mlx_dgemma.layers import gelu_tanh, rms_norm
 
 SORT_FROM = 64  # (token, expert) pairs; below that the sort costs more than it saves
 
@@ -21,9 +21,15 @@ class Router(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.scale = mx.ones((config.hidden_size,))
         self.per_expert_scale = mx.ones((config.num_experts,))
+        self._weight: mx.array | None = None
+
+    def fuse(self) -> None:
+        """Makes `scale` the weight of the norm before it: one array less per call; `scale` stays what it was."""
+        self._weight = self.scale * self.root_size
+        mx.eval(self._weight)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        x = rms_norm(x, self.eps) * self.scale * self.root_size
+        x = mx.fast.rms_norm(x, self.scale * self.root_size if self._weight is None else self._weight, self.eps)
         scores = self.proj(x).astype(mx.float32)  # (…, E)
         chosen = mx.argpartition(scores, -self.top_k, axis=-1)[..., -self.top_k :]  # (…, K)
         # softmax over all experts, renormalised over the chosen ones, is softmax over the chosen ones
@@ -44,14 +50,15 @@ class Experts(nn.Module):
         """Weighted sum of the chosen experts. x (…, H), weights and chosen (…, K) -> (…, H)."""
         k = chosen.shape[-1]
         rows, experts = x.reshape(-1, 1, x.shape[-1]), chosen.flatten()  # (T, 1, H), (T·K)
-        token = mx.arange(experts.size) // k
         is_sorted = experts.size >= SORT_FROM
         if is_sorted:  # tokens of one expert side by side, so that each expert's weights are read once
             order = mx.argsort(experts)
-            token, experts = token[order], experts[order]
+            token, experts = order // k, experts[order]
+        else:
+            token = mx.arange(experts.size) // k
         gate, up = mx.split(self.gate_up_proj(rows[token], experts, sorted_indices=is_sorted), 2, axis=-1)
-        out = self.down_proj(gelu_tanh(gate) * up, experts, sorted_indices=is_sorted)  # (T·K, 1, H)
+        out = self.down_proj(fused.geglu(gate, up), experts, sorted_indices=is_sorted)  # (T·K, 1, H)
         if is_sorted:
             out = out[mx.argsort(order)]
         out = out.reshape(*chosen.shape, -1)  # (…, K, H)
-        return (out * weights[..., None]).sum(axis=-2).astype(x.dtype)
+        return (weights[..., None, :].astype(x.dtype) @ out).squeeze(-2)

@@ -1,5 +1,6 @@
 """The only source of randomness: uniform tokens and uniform floats, drawn in a fixed order."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import mlx.core as mx
@@ -31,3 +32,33 @@ class SeededNoise:
     def _next_key(self) -> mx.array:
         self._key, key = mx.random.split(self._key)
         return key
+
+
+class Rows:
+    """Noise for a canvas of shape (B, C): from one source, or from one source per row, each drawing (1, C).
+
+    A row's own source is drawn from only while the row is `active`: it then draws what it would draw alone.
+    """
+
+    def __init__(self, noise: Noise | Sequence[Noise], shape: tuple[int, int]):
+        self.noise, self.shape = noise, shape
+        self.active = [True] * shape[0]
+
+    def tokens(self) -> mx.array:
+        """Uniform token ids (B, C)."""
+        if not isinstance(self.noise, Sequence):
+            return mx.array(self.noise.tokens(self.shape))
+        return self._rows([n.tokens((1, self.shape[1])) if a else None for n, a in self._sources()])
+
+    def uniform(self) -> mx.array:
+        """Uniform floats (B, C) in [0, 1)."""
+        if not isinstance(self.noise, Sequence):
+            return mx.array(self.noise.uniform(self.shape))
+        return self._rows([n.uniform((1, self.shape[1])) if a else None for n, a in self._sources()])
+
+    def _sources(self) -> list[tuple[Noise, bool]]:
+        return list(zip(self.noise, self.active, strict=True))
+
+    def _rows(self, drawn: list[mx.array | None]) -> mx.array:
+        nothing = mx.zeros_like(mx.array(next(row for row in drawn if row is not None)))
+        return mx.concatenate([nothing if row is None else mx.array(row) for row in drawn])

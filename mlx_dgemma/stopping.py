@@ -18,9 +18,9 @@ class StableAndConfident:
     confidence_threshold: float
     history: list[mx.array] = field(default_factory=list)
 
-    def __call__(self, argmax: mx.array, entropy: mx.array) -> mx.array:
-        """argmax (B, C) ids and entropy (B, C) nats of this step -> bool (B,)."""
-        stop = entropy.mean(axis=-1) < self.confidence_threshold
+    def __call__(self, argmax: mx.array, mean_entropy: mx.array) -> mx.array:
+        """argmax (B, C) ids and mean entropy (B,) in nats of this step -> bool (B,)."""
+        stop = mean_entropy < self.confidence_threshold
         if len(self.history) < self.stability_threshold:
             stop = mx.zeros_like(stop)
         for earlier in self.history:

@@ -8,11 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion import DenoisingStep, generate_canvases, prefill
+from mlx_dgemma.diffusion import DenoisingStep, generate_canvases
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma
 from mlx_dgemma.noise import Noise, SeededNoise
+from mlx_dgemma.prefill import prefill
 
 Prompt = str | list[dict[str, str]] | list[int]
 THOUGHT_OPEN, THOUGHT_CLOSE = "<|channel>", "<channel|>"

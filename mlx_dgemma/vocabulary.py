@@ -3,8 +3,8 @@
 It is attention in disguise: the hidden states are queries, the embedding table holds keys and values, the scores are
 softcapped and tempered. So the table is read in blocks with a running maximum, sum, entropy term, argmax and
 soft-embedding accumulator, and no array of canvas × vocabulary is ever made. The proposal is drawn by hierarchical
-inverse CDF: first the group of ids in which the cumulative probability reaches u, then the id inside it. `from_logits`
-is the plain twin.
+inverse CDF: the block in which the cumulative probability reaches u, the group of ids inside it, the id inside that.
+`from_logits` is the plain twin.
 
 Shapes: B batch, C canvas, H hidden, W block, G group.
 """
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dgemma import sampling
-from mlx_dgemma.layers import softcap
+from mlx_dgemma import fused, sampling
 
 BLOCK = 8192  # ids whose scores are alive at a time
-GROUP = 64  # ids that share one probability mass, the first level of the draw
-_NOTHING = -1e30  # score of an id that does not exist
+GROUP = 16  # ids that share one probability mass, the level between block and id in the draw
+_LOWEST = mx.array(-mx.inf)
 
 
 @dataclass(frozen=True)
@@ -39,40 +38,43 @@ class Query:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Ids (B, C) of argmax and proposal, entropy (B, C) in nats, soft embeddings (B, C, H) or None."""
+    """What a step gets: ids, entropy and log-probability of the argmax in nats, all (B, C); soft embeddings (B, C, H).
+
+    All of the tempered distribution.
+    """
 
     argmax: mx.array
     proposal: mx.array
     entropy: mx.array
+    log_p: mx.array
     soft: mx.array | None
 
 
 class EmbeddingTable:
-    """The tied embedding, quantized or not, as the keys and values of the stage; (V, H)."""
+    """The tied embedding (V, H), quantized or not: keys and values of the stage. Logits are before softcapping."""
 
     def __init__(self, embedding: nn.Embedding | nn.QuantizedEmbedding, scale: mx.array, cap: float):
-        self.embedding, self.scale, self.cap = embedding, scale, cap
+        self.embedding, self.scale, self.cap = embedding, scale, mx.array(cap, mx.float32)
         self.is_quantized = isinstance(embedding, nn.QuantizedEmbedding)
         self.size = embedding.weight.shape[0]
 
-    def scores(self, hidden: mx.array, start: int, stop: int) -> mx.array:
-        """Softcapped logits of ids start … stop: (B, C, H) -> (B, C, W), float32."""
-        return softcap(self._product(hidden, start, stop, transpose=True).astype(mx.float32), self.cap)
+    def logits(self, hidden: mx.array, start: int, stop: int) -> mx.array:
+        """Logits of ids start … stop: (B, C, H) -> (B, C, W)."""
+        return self._product(hidden, start, stop, transpose=True)
 
     def mix(self, weights: mx.array, start: int, stop: int) -> mx.array:
         """Embeddings of ids start … stop in these proportions: (B, C, W) -> (B, C, H), float32."""
         weights = weights.astype(self.scale.dtype)
         return self._product(weights, start, stop, transpose=False).astype(mx.float32)
 
-    def scores_of(self, hidden: mx.array, ids: mx.array) -> mx.array:
-        """Softcapped logits of a few ids per position: (B, C, H) and (B, C, G) -> (B, C, G), float32."""
+    def rows(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Embeddings of ids of any shape: (…) -> (…, H)."""
         e = self.embedding
-        rows = e.weight[ids]  # (B, C, G, …)
+        rows = e.weight[ids]
         if self.is_quantized:
             biases = None if e.get("biases") is None else e.biases[ids]
             rows = mx.dequantize(rows, e.scales[ids], biases, e.group_size, e.bits, mode=e.mode)
-        logits = (rows.astype(hidden.dtype) @ hidden[..., None]).squeeze(-1)
-        return softcap(logits.astype(mx.float32), self.cap)
+        return rows.astype(dtype)
 
     def _product(self, x: mx.array, start: int, stop: int, *, transpose: bool) -> mx.array:
         e = self.embedding
@@ -85,94 +87,86 @@ class EmbeddingTable:
 
 
 @dataclass(frozen=True)
-class Running:
-    """What the walk carries from block to block; (B, C) but for soft. Sums are relative to exp(maximum)."""
+class Block:
+    """What one block leaves behind; (B, C, 1) but for `masses` (B, C, N). Sums are relative to exp(maximum)."""
 
-    maximum: mx.array
-    total: mx.array
+    maximum: mx.array  # running: the highest score up to and including this block
+    best: mx.array  # this block's highest logit
+    argmax: mx.array  # its id, counted from the block's first
     weighted: mx.array  # Σ p · (score − maximum), for the entropy
-    argmax: mx.array
-    soft: mx.array | None  # (B, C, H)
-
-    def arrays(self) -> list[mx.array]:
-        own = [self.maximum, self.total, self.weighted, self.argmax]
-        return own if self.soft is None else [*own, self.soft]
+    masses: mx.array  # Σ p over each group of ids
 
 
 def predict(hidden: mx.array, table: EmbeddingTable, query: Query, block: int | None = None) -> Prediction:
     """One walk over the vocabulary for hidden states (B, C, H); see the module's description."""
-    block, state, groups = block or BLOCK, None, []
-    for start in range(0, table.size, block):
-        stop = min(start + block, table.size)
-        scores = table.scores(hidden, start, stop) / query.temperature  # (B, C, W)
-        state, p = _fold(state, scores, start)
+    width = -(-(block or BLOCK) // GROUP) * GROUP
+    temperature, blocks, soft, x = mx.array(query.temperature, mx.float32), [], None, hidden
+    for start in range(0, table.size, width):
+        stop = min(start + width, table.size)
+        logits = table.logits(x, start, stop)  # (B, C, W)
+        ids = logits.argmax(axis=-1, keepdims=True)
+        best = mx.take_along_axis(logits, ids, axis=-1)
+        maximum = fused.tempered_max(best, blocks[-1].maximum if blocks else _LOWEST, table.cap, temperature)
+        p, weighted = fused.tempered_exp(logits, maximum, table.cap, temperature)
         if query.wants_soft:
-            state = _with_soft(state, table.mix(p, start, stop))
-        groups.append((_group_masses(p), state.maximum))
+            mixed = table.mix(p, start, stop)
+            soft = fused.add_rescaled(soft, blocks[-1].maximum, maximum, mixed) if blocks else mixed
+        blocks.append(Block(maximum, best, ids, weighted.sum(axis=-1, keepdims=True), _group_masses(p, width)))
         # the next block waits for all that this one is needed for, or its arrays would stay alive beside the next one's
-        hidden = mx.depends([hidden], [*state.arrays(), groups[-1][0]])[0]
-    entropy = mx.log(state.total) - state.weighted / state.total
-    proposal = state.argmax
-    if query.u is not None:
-        masses = mx.concatenate([mass * mx.exp(m - state.maximum)[..., None] for mass, m in groups], axis=-1)
-        proposal = _draw(hidden, table, query, masses, _group_starts(table.size, block))
-    soft = (state.soft / state.total[..., None]).astype(table.scale.dtype) * table.scale if query.wants_soft else None
-    return Prediction(state.argmax, proposal, entropy, soft)
+        needed = [blocks[-1].weighted, blocks[-1].masses]
+        x = mx.depends([hidden], needed if soft is None else [*needed, soft])[0]
+    maximum, masses = blocks[-1].maximum, mx.stack([b.masses for b in blocks], axis=2)  # (B, C, blocks, N)
+    totals, weighted = fused.rescale(
+        masses.sum(axis=-1), _joined([b.weighted for b in blocks]), _joined([b.maximum for b in blocks]), maximum
+    )
+    total = totals.sum(axis=-1, keepdims=True)
+    entropy = fused.entropy(total, weighted.sum(axis=-1, keepdims=True)).squeeze(-1)
+    which = _joined([b.best for b in blocks]).argmax(axis=-1, keepdims=True)  # the smallest id on a tie
+    argmax = mx.take_along_axis(_joined([b.argmax for b in blocks]), which, axis=-1) + which * width
+    argmax = argmax.squeeze(-1).astype(mx.int32)
+    if soft is not None:
+        soft = fused.normalized(soft, total, table.scale)
+    log_p = -mx.log(total).squeeze(-1)  # sums are relative to the exponential of the argmax's score
+    if query.u is None:
+        return Prediction(argmax, argmax, entropy, log_p, soft)
+    index, u = _descend(totals, query.u[..., None])
+    group, u = _descend(mx.take_along_axis(masses, index[..., None], axis=2).squeeze(2), u)
+    proposal = _draw(hidden, table, index * width + group * GROUP, u, (maximum, temperature))
+    return Prediction(argmax, proposal, entropy, log_p, soft)
 
 
-def _fold(state: Running | None, scores: mx.array, start: int) -> tuple[Running, mx.array]:
-    """Takes a block in; returns the new state and the block's p = exp(score − maximum) (B, C, W)."""
-    best = scores.max(axis=-1)
-    argmax = (scores.argmax(axis=-1) + start).astype(mx.int32)
-    maximum = best if state is None else mx.maximum(state.maximum, best)
-    shifted = scores - maximum[..., None]
-    p = mx.exp(shifted)
-    total, weighted = p.sum(axis=-1), (p * shifted).sum(axis=-1)
-    if state is None:
-        return Running(maximum, total, weighted, argmax, None), p
-    shift = state.maximum - maximum
-    keep = mx.exp(shift)
-    return Running(
-        maximum,
-        total + keep * state.total,
-        weighted + keep * (state.weighted + shift * state.total),
-        mx.where(best > state.maximum, argmax, state.argmax),  # the smallest id on a tie
-        None if state.soft is None else keep[..., None] * state.soft,
-    ), p
+def _joined(parts: list[mx.array]) -> mx.array:
+    return mx.concatenate(parts, axis=-1)
 
 
-def _with_soft(state: Running, mixed: mx.array) -> Running:
-    soft = mixed if state.soft is None else state.soft + mixed
-    return Running(state.maximum, state.total, state.weighted, state.argmax, soft)
-
-
-def _group_masses(p: mx.array) -> mx.array:
-    """Probability mass of each group of GROUP ids in a block: (B, C, W) -> (B, C, ⌈W / G⌉)."""
-    missing = -p.shape[-1] % GROUP
+def _group_masses(p: mx.array, width: int) -> mx.array:
+    """Mass of each group of GROUP ids in a block: (B, C, W) -> (B, C, ⌈width / GROUP⌉); the last block may be short."""
+    missing = -(-width // GROUP) * GROUP - p.shape[-1]
     if missing:
         p = mx.pad(p, [(0, 0), (0, 0), (0, missing)])
     return mx.unflatten(p, -1, (-1, GROUP)).sum(axis=-1)
 
 
-def _group_starts(size: int, block: int) -> mx.array:
-    """First id of every group, block after block."""
-    blocks = (range(start, min(start + block, size), GROUP) for start in range(0, size, block))
-    return mx.array([first for block_starts in blocks for first in block_starts])
-
-
-def _draw(hidden: mx.array, table: EmbeddingTable, query: Query, masses: mx.array, starts: mx.array) -> mx.array:
-    """Inverse CDF in two levels: the group that u falls into, then the id inside it; ids (B, C)."""
-    cumulative = mx.cumsum(masses, axis=-1)
-    reach = query.u[..., None] * cumulative[..., -1:]  # rounding may leave the sum away from 1
-    group = (cumulative < reach).sum(axis=-1, keepdims=True)  # (B, C, 1)
-    before = mx.take_along_axis(cumulative - masses, group, axis=-1)
-    inside = (reach - before) / mx.maximum(mx.take_along_axis(masses, group, axis=-1), 1e-37)
-    first = starts[group]
-    ends = mx.concatenate([starts[1:], mx.array([table.size], starts.dtype)])
+def _draw(
+    hidden: mx.array, table: EmbeddingTable, first: mx.array, u: mx.array, relative_to: tuple[mx.array, mx.array]
+) -> mx.array:
+    """The id (B, C) that u falls into in the group of ids that begins at `first`, (B, C, 1) both."""
+    maximum, temperature = relative_to
     ids = first + mx.arange(GROUP)  # (B, C, G)
-    scores = table.scores_of(hidden, mx.minimum(ids, table.size - 1)) / query.temperature
-    log_p = sampling.log_probabilities(mx.where(ids < ends[group], scores, _NOTHING))
-    return (first[..., 0] + sampling.draw(log_p, mx.clip(inside[..., 0], 0, 1))).astype(mx.int32)
+    rows = table.rows(mx.minimum(ids, table.size - 1), hidden.dtype)  # (B, C, G, H)
+    logits = (rows @ hidden[..., None]).squeeze(-1)
+    p = fused.tempered_exp_below(logits, maximum, table.cap, temperature, ids, mx.array(table.size, ids.dtype))
+    inside, _ = _descend(p, u)
+    return (first + inside).squeeze(-1).astype(mx.int32)
+
+
+def _descend(masses: mx.array, u: mx.array) -> tuple[mx.array, mx.array]:
+    """Index of the mass that u (B, C, 1) falls into, and where inside it, in [0, 1]; masses (B, C, N)."""
+    cumulative = mx.cumsum(masses, axis=-1)
+    reach = u * cumulative[..., -1:]  # rounding may leave the sum away from 1
+    index = (cumulative < reach).sum(axis=-1, keepdims=True)
+    mass, end = mx.take_along_axis(masses, index, axis=-1), mx.take_along_axis(cumulative, index, axis=-1)
+    return index, fused.position_inside(reach, end, mass)
 
 
 def from_logits(logits: mx.array, query: Query, soft: mx.array | None = None) -> Prediction:
@@ -181,4 +175,4 @@ def from_logits(logits: mx.array, query: Query, soft: mx.array | None = None) ->
     log_p = sampling.log_probabilities(tempered)
     argmax = tempered.argmax(axis=-1).astype(mx.int32)
     proposal = argmax if query.u is None else sampling.draw(log_p, query.u)
-    return Prediction(argmax, proposal, sampling.token_entropy(log_p), soft)
+    return Prediction(argmax, proposal, sampling.token_entropy(log_p), log_p.max(axis=-1), soft)

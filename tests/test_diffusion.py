@@ -4,8 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dgemma import GenerationConfig
-from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep, denoise_canvas, generate_canvases, prefill
+from mlx_dgemma import GenerationConfig, diffusion, memory
+from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep, ModelDenoiser, denoise_canvas, generate_canvases
+from mlx_dgemma.prefill import prefill
 from mlx_dgemma.vocabulary import from_logits
 from tests.conftest import CANVAS, ReplayedNoise
 
@@ -18,14 +19,29 @@ def sure_of(target: list[int], sharpness: float = 50.0):
     return lambda canvas, previous: mx.broadcast_to(logits, (canvas.shape[0], *logits.shape[1:]))
 
 
-def steps(logits_of, noise=None, shape=SHAPE, **settings) -> list[DenoisingStep]:
-    """A whole canvas with a function from canvas and previous tempered logits to logits."""
+class MadeUp:
+    """A denoiser from a function of canvas and previous tempered logits to logits."""
 
-    def denoiser(canvas, previous, query):
-        logits = logits_of(canvas, previous)
+    def __init__(self, logits_of):
+        self.logits_of, self.begun, self.finished, self.cancelled = logits_of, 0, 0, 0
+
+    def begin(self, canvas, soft):
+        self.begun += 1
+        return canvas, soft
+
+    def finish(self, begun, query):
+        self.finished += 1
+        logits = self.logits_of(*begun)
         return from_logits(logits, query, soft=logits / query.temperature)
 
-    return list(denoise_canvas(denoiser, GenerationConfig(**settings), noise or ReplayedNoise(0, V), shape))
+    def cancel(self):
+        self.cancelled += 1
+
+
+def steps(logits_of, noise=None, shape=SHAPE, **settings) -> list[DenoisingStep]:
+    """A whole canvas."""
+    config = GenerationConfig(**settings)
+    return list(denoise_canvas(MadeUp(logits_of), config, noise or ReplayedNoise(0, V), shape))
 
 
 def test_a_sure_denoiser_needs_two_steps():
@@ -93,12 +109,67 @@ def test_rows_of_a_batch_finish_on_their_own():
 
 
 def test_one_host_read_a_step(monkeypatch):
-    """Besides the one evaluation per step nothing in the loop asks for a value."""
-    evaluations = []
-    real = mx.eval
-    monkeypatch.setattr(mx, "eval", lambda *a: (evaluations.append(1), real(*a))[1])
+    """Work is started once a step, never waited for, and the one value that the loop asks for is the summary."""
+    started = []
+    monkeypatch.setattr(memory, "start", lambda arrays: (started.append(1), mx.async_eval(arrays)))
+    monkeypatch.setattr(mx, "eval", lambda *a: pytest.fail("the loop must not wait"))
+    reads = []
+    read = diffusion._Pending.read
+    monkeypatch.setattr(diffusion._Pending, "read", lambda self: (reads.append(1), read(self))[1])
     events = steps(lambda c, p: mx.zeros((*c.shape, V)), max_denoising_steps=5)
-    assert len(evaluations) == len(events) == 5
+    assert len(started) == len(reads) == len(events) == 5
+
+
+def test_the_next_step_is_built_before_this_ones_flags_are_read(monkeypatch):
+    denoiser, seen = MadeUp(sure_of([1, 2, 3, 4, 5, 6])), []
+    read = diffusion._Pending.read
+    monkeypatch.setattr(diffusion._Pending, "read", lambda self: (seen.append(denoiser.begun), read(self))[1])
+    noise = ReplayedNoise(0, V)
+    events = list(denoise_canvas(denoiser, GenerationConfig(), noise, SHAPE))
+    assert len(events) == 2 and seen == [2, 3]  # the third was built while the second ran
+    assert (denoiser.finished, denoiser.cancelled) == (2, 1)  # and given up, before it drew anything
+    assert noise.draws == ["tokens", *["uniform", "tokens"] * 2]
+
+
+def test_the_next_step_is_submitted_before_the_event_is_handed_out():
+    denoiser = MadeUp(lambda c, p: mx.zeros((*c.shape, V)))
+    stream = denoise_canvas(denoiser, GenerationConfig(max_denoising_steps=3), ReplayedNoise(0, V), SHAPE)
+    next(stream)
+    assert denoiser.finished == 2
+
+
+def test_a_step_that_is_given_up_leaves_the_prefix_usable(model):
+    """After a canvas stops early, encoding it gives the same prefix as if no further step had been begun."""
+    noise = ReplayedNoise(3)
+    cache, plain = model.make_cache(), model.make_cache()
+    for c in (cache, plain):
+        prefill(model, mx.array([[1, 2, 3]]), c)
+    config = GenerationConfig(confidence_threshold=100.0, stability_threshold=0)  # stops at once
+    events = list(denoise_canvas(ModelDenoiser(model, cache), config, noise, (1, CANVAS)))
+    assert len(events) == 1
+    for c in (cache, plain):
+        prefill(model, events[-1].draft, c)
+    for a, b in zip(cache.layers, plain.layers, strict=True):
+        assert mx.array_equal(a.keys[:, :, : a.length], b.keys[:, :, : b.length])
+
+
+def test_no_step_of_the_loop_copies_the_prefix(model):
+    """By memory: a loop over a long prefix needs no more than the same loop over a short one, plus its scores."""
+
+    def transient(length: int) -> tuple[int, int]:
+        cache = model.make_cache()
+        prefill(model, mx.array([[5] * length]), cache)
+        denoiser, config = ModelDenoiser(model, cache), GenerationConfig(max_denoising_steps=5)
+        list(denoise_canvas(denoiser, config, ReplayedNoise(0), (1, CANVAS)))  # may still have to make room
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        list(denoise_canvas(denoiser, config, ReplayedNoise(0), (1, CANVAS)))
+        return mx.get_peak_memory() - before, cache.nbytes
+
+    short, long = transient(16), transient(480)
+    scores = 4 * 4 * CANVAS * 480 * 2  # four heads, float32, before and after softmax, of one layer at a time
+    assert long[0] - short[0] < 2 * scores + long[1] / 8
 
 
 def test_canvases_are_stitched_between_commits(model):

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from mlx_dgemma import DGemmaError, load
 from mlx_dgemma.checkpoint import read_headers
 from mlx_dgemma.config import ModelConfig
-from mlx_dgemma.diffusion import prefill
+from mlx_dgemma.layers import GatedMLP
 from mlx_dgemma.loading import load_model
+from mlx_dgemma.prefill import prefill
 from tests.conftest import CANVAS, random_reference
 
 LAYER = "model.decoder.layers.1"
@@ -100,7 +101,7 @@ def write_wide_checkpoint(folder):
 
 def quantized_folder(folder, target, bits=4):
     """The checkpoint in MLX layout: experts at `bits`, the rest of the linear layers and the embedding at 8."""
-    model, _ = load(folder)
+    model = load_model(folder, ModelConfig.from_file(folder / "config.json"), fuse=False)
     overrides = {}
 
     def predicate(path, module):
@@ -282,3 +283,25 @@ def test_generation_defaults_come_from_the_checkpoint(copied):
     (copied / "generation_config.json").write_text(json.dumps({"max_denoising_steps": 7, "eos_token_id": 5}))
     config = load(copied)[0].generation_config
     assert (config.max_denoising_steps, config.eos_token_id, config.t_max) == (7, [5], 0.8)
+
+
+def test_fused_gate_and_up_give_what_they_give_apart(folder):
+    apart = load_model(folder, ModelConfig.from_file(folder / "config.json"), fuse=False)
+    fused = load(folder)[0]
+    names = dict(tree_flatten(fused.parameters()))
+    assert "model.decoder.layers.0.mlp.gate_up_proj.weight" in names
+    assert not any("gate_proj" in name for name in names)
+    canvas = mx.array([list(range(16))])
+    logits = [
+        m.denoise(canvas, m.make_cache(), mx.random.normal((1, 16, 120), key=mx.random.key(0))) for m in (apart, fused)
+    ]
+    np.testing.assert_allclose(np.array(logits[0]), np.array(logits[1]), atol=2e-4)
+
+
+def test_gate_and_up_of_different_formats_stay_apart():
+    mlp = GatedMLP(64, 32)
+    x = mx.random.normal((3, 64), key=mx.random.key(1))
+    nn.quantize(mlp, 32, 8, class_predicate=lambda path, module: path == "up_proj")
+    before = mlp(x)
+    mlp.fuse()
+    assert "gate_up_proj" not in mlp and mx.array_equal(mlp(x), before)

@@ -64,7 +64,8 @@ def test_the_first_canvas_arrives_before_the_second_is_begun(model, monkeypatch)
     monkeypatch.setattr(type(model), "denoise_hidden", lambda self, *a: (calls.append(1), denoise(*a))[1])
     config = GenerationConfig(max_new_tokens=2 * CANVAS, max_denoising_steps=3, eos_token_id=[])
     seen = [(type(e), len(calls)) for e in stream_generate(model, None, [1, 2], config)]
-    steps = [(DenoisingStep, 1), (DenoisingStep, 2), (DenoisingStep, 3), (TextCanvas, 3)]
+    # a step's event comes when the next one is under way, and nothing of the next canvas is
+    steps = [(DenoisingStep, 2), (DenoisingStep, 3), (DenoisingStep, 3), (TextCanvas, 3)]
     assert seen == steps + [(kind, n + 3) for kind, n in steps]
 
 

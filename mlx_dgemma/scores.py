@@ -1,0 +1,101 @@
+"""Attention with bounded score matrices, at scale 1.
+
+MLX has no fused kernel for 256 canvas queries at head_dim 256 or 512, nor for a prompt's on a CPU or under CUDA: the
+scores are arrays. So queries are taken in blocks of rows whose scores fit SCORE_BYTES, however long the prefix is, and
+each block reads only the keys that it can see. A fused kernel is used where there is one and the scores would not fit.
+
+Shapes: q (B, heads, T, D); keys and values (B, kv_heads, S, D), of which the last T are the queries' own.
+"""
+
+import functools
+
+import mlx.core as mx
+
+SCORE_BYTES = 8388608  # of one block's scores
+BAND_ROWS = 256  # rows per block under a sliding window: each reads window + 255 keys
+MLX_BOUNDS_FROM = 1024  # causal half-precision queries at head_dim 512, from which MLX bounds the scores on Metal
+
+
+def attend_all(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """Every query sees every key (denoiser mode) -> (B, heads, T, D)."""
+    batch, heads, length, head_dim = q.shape
+    kv_heads = keys.shape[1]
+    # no order among the queries: those of the heads that share keys become rows of one product, which reads them once
+    folded = q.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+    rows = _rows(folded, keys.shape[2])
+    if rows < folded.shape[2] and has_fused_kernel(head_dim, q.dtype, None):
+        out = mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, force_fused=True)
+    else:
+        blocks = [folded[:, :, a : a + rows] for a in range(0, folded.shape[2], rows)]
+        out = _joined([plain(block, keys, values) for block in blocks])
+    return out.reshape(q.shape)
+
+
+def attend_causally(q: mx.array, keys: mx.array, values: mx.array, window: int | None) -> mx.array:
+    """Query i sees the keys up to its own, at most `window` of them (encoder mode) -> (B, heads, T, D)."""
+    length, visible = q.shape[2], keys.shape[2]
+    is_banded = window is not None and visible > window
+    if not is_banded and _mlx_bounds(q):
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask="causal")
+    if not is_banded and _rows(q, visible) < length and has_fused_kernel(q.shape[3], q.dtype, "causal"):
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask="causal", force_fused=True)
+    rows = min(_rows(q, min(visible, window + BAND_ROWS)), BAND_ROWS) if is_banded else _rows(q, visible)
+    out = []
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        end = visible - length + stop
+        first = max(0, end - (stop - start) - window + 1) if is_banded else 0
+        mask = causal_mask(stop - start, end - first, window)
+        k, v = keys[:, :, first:end], values[:, :, first:end]
+        out.append(mx.fast.scaled_dot_product_attention(q[:, :, start:stop], k, v, scale=1.0, mask=mask))
+    return _joined(out)
+
+
+def plain(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """softmax(q kᵀ) v with whole score matrices: (B, G, M, D) and (B, G, S, D) twice -> (B, G, M, D)."""
+    return mx.softmax(q @ keys.swapaxes(-1, -2), axis=-1, precise=True) @ values
+
+
+def causal_mask(length: int, visible: int, window: int | None) -> mx.array | str | None:
+    """Mask for `length` queries, the last of `visible` keys; an array only where the window cuts something off.
+
+    window 3, 2 earlier keys, 3 queries with their own:
+
+        1 1 1 0 0
+        0 1 1 1 0
+        0 0 1 1 1
+    """
+    if window is None or visible <= window:
+        return "causal" if length > 1 else None
+    distance = mx.arange(visible - length, visible)[:, None] - mx.arange(visible)[None]
+    return (distance >= 0) & (distance < window)
+
+
+@functools.cache
+def has_fused_kernel(head_dim: int, dtype: mx.Dtype, mask: str | None) -> bool:
+    """Whether MLX has a fused kernel here, which it only tells when asked to build one, and whether it is right.
+
+    It is compared with the plain way on a small input: kernels at these head sizes have been wrong before.
+    """
+    keys = [mx.random.normal((1, 1, 300, head_dim), key=mx.random.key(i)).astype(dtype) for i in range(3)]
+    q, k, v = keys[0] * head_dim**-0.5, keys[1], keys[2]
+    try:
+        fused = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask, force_fused=True)
+        whole = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask)
+        return bool((mx.abs(fused - whole).astype(mx.float32).max() < 0.02).item())
+    except (ValueError, RuntimeError):
+        return False
+
+
+def _mlx_bounds(q: mx.array) -> bool:
+    return mx.metal.is_available() and q.dtype != mx.float32 and q.shape[2] >= MLX_BOUNDS_FROM and q.shape[3] == 512
+
+
+def _rows(q: mx.array, visible: int) -> int:
+    """Rows of queries (all heads at once) whose scores fit SCORE_BYTES."""
+    batch, heads, length, _ = q.shape
+    return max(1, min(length, SCORE_BYTES // (batch * heads * visible * q.dtype.size)))
+
+
+def _joined(blocks: list[mx.array]) -> mx.array:
+    return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
