@@ -11,7 +11,10 @@ import functools
 
 import mlx.core as mx
 
-SCORE_BYTES = 8388608  # of one block's scores
+from mlx_dgemma import memory
+
+SCORE_BYTES = 16 << 20  # of one block's scores, on a CPU
+GPU_FACTOR = 8  # a GPU wants larger products
 BAND_ROWS = 256  # rows per block under a sliding window: each reads window + 255 keys
 MLX_BOUNDS_FROM = 1024  # causal half-precision queries at head_dim 512, from which MLX bounds the scores on Metal
 
@@ -26,8 +29,10 @@ def attend_all(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     if rows < folded.shape[2] and has_fused_kernel(head_dim, q.dtype, None):
         out = mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, force_fused=True)
     else:
-        blocks = [folded[:, :, a : a + rows] for a in range(0, folded.shape[2], rows)]
-        out = _joined([plain(block, keys, values) for block in blocks])
+        out = []
+        for start in range(0, folded.shape[2], rows):
+            out.append(plain(_after(folded[:, :, start : start + rows], out), keys, values))
+        out = _joined(out)
     return out.reshape(q.shape)
 
 
@@ -47,7 +52,8 @@ def attend_causally(q: mx.array, keys: mx.array, values: mx.array, window: int |
         first = max(0, end - (stop - start) - window + 1) if is_banded else 0
         mask = causal_mask(stop - start, end - first, window)
         k, v = keys[:, :, first:end], values[:, :, first:end]
-        out.append(mx.fast.scaled_dot_product_attention(q[:, :, start:stop], k, v, scale=1.0, mask=mask))
+        block = _after(q[:, :, start:stop], out)
+        out.append(mx.fast.scaled_dot_product_attention(block, k, v, scale=1.0, mask=mask))
     return _joined(out)
 
 
@@ -94,7 +100,13 @@ def _mlx_bounds(q: mx.array) -> bool:
 def _rows(q: mx.array, visible: int) -> int:
     """Rows of queries (all heads at once) whose scores fit SCORE_BYTES."""
     batch, heads, length, _ = q.shape
-    return max(1, min(length, SCORE_BYTES // (batch * heads * visible * q.dtype.size)))
+    budget = SCORE_BYTES if memory.on_cpu() else GPU_FACTOR * SCORE_BYTES
+    return max(1, min(length, budget // (batch * heads * visible * q.dtype.size)))
+
+
+def _after(block: mx.array, earlier: list[mx.array]) -> mx.array:
+    """The block, once the earlier ones are done: MLX would compute the scores of all of them first."""
+    return mx.depends([block], earlier[-1:])[0] if earlier else block
 
 
 def _joined(blocks: list[mx.array]) -> mx.array:
