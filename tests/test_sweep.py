@@ -267,8 +267,8 @@ def test_labels_keep_clear_of_each_other():
     from matplotlib.figure import Figure
 
     grid = parse_grid(["max_denoising_steps=1,2,3,4,5,6,7,8,9"])
-    # four places next to each other, the points of three settings at most on one
-    rows = [Row(point, outcome("t", 0, True, 80 + point["max_denoising_steps"] // 3)) for point in grid.points()]
+    steps = [80, 80, 81, 81, 81, 82, 82, 82, 400]  # three places next to each other, and one far off
+    rows = [Row(point, outcome("t", 0, True, n)) for point, n in zip(grid.points(), steps, strict=True)]
     lines = summarise(rows, grid)
     axes = Figure().subplots()
     frontier._draw(axes, lines)

@@ -1,6 +1,7 @@
 """A sweep from start to end on the embedded checkpoint; torn, killed, interrupted and resumed, it ends the same."""
 
 import csv
+import json
 import os
 import pty
 import re
@@ -79,19 +80,41 @@ def test_the_seed_and_the_settings_reach_the_sampler(capsys, tmp_path):
     from mlx_dgemma import GenerationConfig, generate_text, load
 
     pairs, output = tmp_path / "pairs.jsonl", tmp_path / "o.csv"
-    pairs.write_text('{"prompt": "sort hpicgk", "answer": "no"}\n{"prompt": "spell 1842", "answer": ["x", "one"]}\n')
-    arguments = ["--data", pairs, "--set", "token_choice=categorical,argmax", "--set", "t_max=1.5", "--max-tokens", 3]
-    arguments += ["--set", "max_denoising_steps=4"]
-    assert in_process(capsys, *arguments, "--seed", 7, "--output", output)[0] == 0
+    prompts = ["sudoku ..4..1......3...", "sudoku 1.........2..3..", "sudoku .2......3...4..."]
+    pairs.write_text("".join(json.dumps({"prompt": p, "answer": "?"}) + "\n" for p in prompts))
+    arguments = ["--data", pairs, "--set", "token_choice=categorical,argmax", "--set", "t_max=1.5", "--max-tokens", 12]
+    arguments += ["--set", "max_denoising_steps=2", "--seed", 7, "--output", output]
+    assert in_process(capsys, *arguments)[0] == 0
     model, tokenizer = load()
     with output.open(newline="") as file:
-        for row in csv.DictReader(file):
-            config = GenerationConfig(
-                max_new_tokens=3, t_max=1.5, max_denoising_steps=4, token_choice=row["token_choice"]
-            )
-            result = generate_text(model, tokenizer, row["prompt"], config, seed=7 + int(row["index"]))
-            assert (row["answer"], int(row["steps"])) == (result.text, result.stats.steps)
-            assert (row["task"], row["correct"]) == ("pairs", str(int(row["answer"] == "one")))
+        rows = list(csv.DictReader(file))
+
+    def answers(seeds: list[int]) -> list[str]:
+        base = {"max_new_tokens": 12, "t_max": 1.5, "max_denoising_steps": 2}
+        configs = [GenerationConfig(**base, token_choice=row["token_choice"]) for row in rows]
+        chosen = zip(rows, configs, seeds, strict=True)
+        return [generate_text(model, tokenizer, row["prompt"], config, seed=seed).text for row, config, seed in chosen]
+
+    assert [row["prompt"] for row in rows] == [p for p in prompts for _ in range(2)]
+    own = [row["answer"] for row in rows]
+    assert own == answers([7, 7, 8, 8, 9, 9]) != answers([7] * 6)
+    assert {row["task"] for row in rows} == {"pairs"} and {row["steps"] for row in rows} == {"2"}
+    assert len({tuple(own[i::2]) for i in range(2)}) == 2  # the token choice arrived
+
+
+def test_answers_to_a_file_are_judged(capsys, tmp_path):
+    pairs, output = tmp_path / "pairs.jsonl", tmp_path / "o.csv"
+    pairs.write_text('{"prompt": "upper ab", "answer": ["x", " AB "]}\n{"prompt": "upper ab", "answer": "ab"}\n')
+    assert in_process(capsys, "--data", pairs, "--output", output)[0] == 0
+    with output.open(newline="") as file:
+        assert [(row["answer"], row["correct"]) for row in csv.DictReader(file)] == [("AB", "1"), ("AB", "0")]
+
+
+def test_a_setting_of_the_grid_goes_before_the_default_of_tasks(capsys, tmp_path):
+    output = tmp_path / "o.csv"
+    assert in_process(capsys, "--tasks", "count", "--n", 1, "--set", "max_new_tokens=1,2", "--output", output)[0] == 0
+    with output.open(newline="") as file:
+        assert [row["tokens"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
 def test_an_output_is_neither_overwritten_nor_mixed(capsys, tmp_path, finished):
