@@ -21,18 +21,11 @@ from mlx_dgemma.sweep.grid import parse_grid
 from mlx_dgemma.sweep.progress import duration
 from mlx_dgemma.sweep.questions import Question
 from mlx_dgemma.sweep.trials import Outcome, Row, plan_trials
+from tests.test_sweep import in_process
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "mlx_dgemma.sweep"]
 FAST = ["--tasks", "roman", "--set", "max_denoising_steps=1,2,48"]  # a fast task at three points
-
-
-def in_process(capsys, *arguments: object) -> tuple[int, str, str]:
-    try:
-        code = main([str(a) for a in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
 
 
 def without_seconds(path: Path) -> list[list[str]]:
