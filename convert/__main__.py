@@ -4,19 +4,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from mlx_dgemma.cli import Lines, Parser, exit_code
 from mlx_dgemma.errors import DGemmaError, first_line
 
 from .recipes import DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, parse_override, rules_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,17 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         recipe, rules = choose_rules(args)
     except DGemmaError as error:
         parser.error(str(error))
-    try:
-        return run(args, recipe, rules)
-    except DGemmaError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last finished file", file=sys.stderr)
-    except BrokenPipeError:  # the reader of the plan went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-    return 1
+    interrupted = "interrupted; --resume goes on from the last finished file"
+    return exit_code(lambda: run(args, recipe, rules), interrupted)
 
 
 def choose_rules(args: argparse.Namespace) -> tuple[str | None, Rules]:
@@ -125,29 +112,10 @@ def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
 def bar(total: int) -> "tqdm | Lines":
     """Progress on stderr: bytes and time left on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
-        return Lines(total)
+        return Lines(total, lambda done: f"converted {done / 1e9:.3f} of {total / 1e9:.3f} GB")
     from tqdm import tqdm
 
     return tqdm(total=total, unit="B", unit_scale=True, desc="converting", file=sys.stderr)
-
-
-class Lines:
-    """A plain line at every tenth of the work."""
-
-    def __init__(self, total: int):
-        self.total, self.done, self.next = total, 0, 0
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def update(self, count: int) -> None:
-        self.done += count
-        if 10 * self.done >= self.next * self.total:
-            print(f"converted {self.done / 1e9:.3f} of {self.total / 1e9:.3f} GB", file=sys.stderr)
-            self.next = 10 * self.done // self.total + 1
 
 
 def upload(folder: Path, repo: str) -> None:

@@ -2,21 +2,16 @@
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, fields
-from typing import Any, NoReturn
+from typing import Any
 
+from mlx_dgemma.cli import Parser, exit_code
 from mlx_dgemma.demo.tasks import TASKS
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.generation_config import TOKEN_CHOICES, GenerationConfig
 
 _SETTINGS = {f.name for f in fields(GenerationConfig)}
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,28 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         args.prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     if not args.prompt.strip():
         parser.error("the prompt is empty; give a text")
-    try:
-        sys.stdout.reconfigure(encoding="utf-8")
-        code = run(args, config)
-        sys.stdout.flush()
-        return code
-    except DGemmaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted before the first canvas was begun", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        return _without_stdout()
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _without_stdout()
-
-
-def _without_stdout() -> int:
-    """Exit code 1, after what could not be written to stdout is given up: Python would try again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+    return exit_code(lambda: run(args, config), "interrupted before the first canvas was begun")
 
 
 def run(args: argparse.Namespace, config: GenerationConfig) -> int:

@@ -7,8 +7,7 @@ import torch
 
 from mlx_dgemma import GenerationConfig, generate_text, load
 from mlx_dgemma.demo import train
-from mlx_dgemma.demo.evaluate import HARD, draw_examples
-from mlx_dgemma.demo.tasks import TASKS, count, examples, is_held_out, roman, spell, sudoku_grids
+from mlx_dgemma.demo.tasks import HARD, TASKS, count, draw_examples, examples, is_held_out, roman, spell, sudoku_grids
 from mlx_dgemma.loading import EMBEDDED
 
 

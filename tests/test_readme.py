@@ -29,10 +29,19 @@ def test_python_examples_run(capsys):
 def test_every_option_is_in_the_readme():
     from convert.__main__ import build_parser as converter
     from mlx_dgemma.generate import build_parser as generator
+    from mlx_dgemma.sweep.__main__ import build_parser as sweep
 
-    for parser in (converter(), generator()):
+    for parser in (converter(), generator(), sweep()):
         options = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
         assert [o for o in options - {"--help", "--quantize"} if o not in README] == []
+
+
+def test_columns_and_fields_of_a_sweep_are_in_the_readme():
+    from mlx_dgemma.sweep.grid import FIELDS, Grid
+    from mlx_dgemma.sweep.journal import columns
+
+    section = README.split("## Experiments")[1].split("\n## ")[0]
+    assert [name for name in [*FIELDS, *columns(Grid({}))] if f"`{name}`" not in section] == []
 
 
 def test_divergences_name_tests_that_exist():

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import islice, permutations
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -127,6 +127,9 @@ TASKS: dict[str, Task] = {
              lambda s: [grid for grid in sudoku_grids() if keeps(s, grid)], 1.5),
     )
 }  # fmt: skip
+HARD = "sudoku with 4 given"  # the hardest puzzles of the task, in a row of their own
+ROWS = (*TASKS, HARD)
+MAX_NEW_TOKENS = 128  # the longest answers, those of count, take two canvases of 64
 
 
 @dataclass(frozen=True)
@@ -152,3 +155,11 @@ def examples(seed: int, *, held_out: bool, task: str | None = None) -> Iterator[
         prompt = chosen.prompt(argument)
         if is_held_out(prompt) == held_out:
             yield Example(chosen, prompt, rng.choice(chosen.solutions(argument)))
+
+
+def draw_examples(row: str, seed: int, n: int) -> list[Example]:
+    """Held-out examples for a row of a table: a task, or HARD. Fewer of them are the first ones of more."""
+    if row != HARD:
+        return list(islice(examples(seed, held_out=True, task=row), n))
+    puzzles = examples(seed, held_out=True, task="sudoku")
+    return list(islice((e for e in puzzles if e.prompt.count(".") == 12), n))

@@ -1,0 +1,180 @@
+"""Command line: the table on stdout, all else on stderr; exit 0, 1 (failed or interrupted), 2 (bad usage)."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlx_dgemma.checkpoint import sha256
+from mlx_dgemma.cli import Parser, exit_code
+from mlx_dgemma.demo.tasks import MAX_NEW_TOKENS, ROWS
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.sweep import frontier, journal
+from mlx_dgemma.sweep.grid import FIELDS, Grid, Settings, parse_grid, text_of
+from mlx_dgemma.sweep.questions import Question, draw_questions, read_pairs
+from mlx_dgemma.sweep.summary import markdown, summarise, table
+from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
+
+N = 100
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="dgemma-sweep",
+        description="Ask the same questions at every point of a grid of sampler settings, and compare the answers.",
+        epilog=f"Fields: {', '.join(FIELDS)}.\nTasks: {', '.join(ROWS)}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--set", action="append", default=[], metavar="FIELD=V,V", help="values of a setting; the grid is the product")
+    add("--model", metavar="M", help="checkpoint folder or hub repository (default: the embedded checkpoint)")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of the embedded checkpoint (its default: all)")
+    asked.add_argument("--data", type=Path, metavar="F", help='JSONL file of {"prompt": …, "answer": …} lines')
+    add("--n", type=int, metavar="N", help=f"questions per task (default: {N}), or lines of the file (default: all)")
+    add("--seed", type=int, default=0, metavar="N", help="of tasks' questions and of the noise (default: 0)")
+    add("--max-tokens", type=int, metavar="N", help=f"length of an answer (default: tasks {MAX_NEW_TOKENS})")
+    add("--output", type=Path, default=Path("sweep.csv"), metavar="F", help="a row per generation (default: sweep.csv)")
+    add("--plot", type=Path, metavar="F", help="write the quality-steps frontier to F (.png, .pdf, .svg)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    again.add_argument("--force", action="store_true", help="start over, replacing the output")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        grid = check_usage(args)
+    except DGemmaError as error:
+        parser.error(str(error))
+    return exit_code(lambda: run(args, grid), "interrupted before the first generation")
+
+
+def check_usage(args: argparse.Namespace) -> Grid:
+    """The grid; fills in the defaults of `args` that depend on other options. DGemmaError for what cannot be meant."""
+    grid = parse_grid(args.set)
+    if args.n is not None and args.n < 1:
+        raise DGemmaError(f"--n must be a positive integer, got {args.n}")
+    if args.tasks is None and args.data is None and args.model is not None:
+        raise DGemmaError("--model needs questions; give --data or --tasks")
+    if args.data is None:
+        args.n = args.n or N
+        args.tasks = list(ROWS) if args.tasks is None else [row for text in args.tasks for row in text.split(",")]
+        unknown = [row for row in args.tasks if row not in ROWS]
+        if unknown:
+            raise DGemmaError(f"--tasks: no task {unknown[0]!r}; there are {', '.join(ROWS)}")
+        if len(set(args.tasks)) < len(args.tasks):
+            raise DGemmaError("--tasks names a task twice")
+    if not 0 <= args.seed < 2**62:  # seed + index is a seed as well
+        raise DGemmaError(f"--seed must be between 0 and 2^62 - 1, got {args.seed}")
+    if args.max_tokens is not None and "max_new_tokens" in grid.axes:
+        raise DGemmaError("--max-tokens and --set max_new_tokens exclude each other")
+    GenerationConfig(**_base(args))
+    return grid
+
+
+def run(args: argparse.Namespace, grid: Grid) -> int:
+    """Everything that can fail early, then the generations, then the table and the plot."""
+    if args.plot is not None:
+        frontier.check_plot(args.plot)
+    journal.check_output(args.output, resume=args.resume, force=args.force)
+    plan = plan_trials(grid, questions(args))
+    description = describe(args, grid)
+    rows, nbytes = journal.read_back(args.output, grid, plan, description) if args.resume else ([], 0)
+    finished = len(rows) == len(plan) or carry_out(args, grid, plan, description, rows, nbytes)
+    lines = summarise(rows, grid)
+    show(*table(lines, grid))
+    if not finished:
+        told = f"interrupted after {len(rows)} of {len(plan)} generations; the same command goes on with --resume"
+        print(told, file=sys.stderr)
+        return 1
+    if args.plot is not None:
+        frontier.plot(lines, grid, title(args, grid), args.plot)
+    return 0
+
+
+def questions(args: argparse.Namespace) -> list[Question]:
+    if args.data is not None:
+        return read_pairs(args.data, args.n)
+    return [question for row in args.tasks for question in draw_questions(row, args.seed, args.n)]
+
+
+def describe(args: argparse.Namespace, grid: Grid) -> dict[str, Any]:
+    """What makes this run this run (`identity`), and what one may want to know about it later."""
+    from mlx_dgemma import __version__
+    from mlx_dgemma.loading import resolve
+
+    identity = {
+        "grid": grid.axes,
+        "tasks": args.tasks,
+        "data": args.data and f"sha256 {sha256(args.data)[:16]}",
+        "n": args.n,
+        "seed": args.seed,
+        "max_tokens": _base(args).get("max_new_tokens"),
+        "model": f"sha256 {journal.fingerprint(resolve(args.model))}",
+    }
+    return {"identity": identity, "model": _name(args), "data": args.data and str(args.data), "version": __version__}
+
+
+def carry_out(
+    args: argparse.Namespace, grid: Grid, plan: list[Trial], description: dict[str, Any], rows: list[Row], nbytes: int
+) -> bool:
+    """Appends to `rows`, and to the CSV, what the plan has beyond them; whether it came to the end."""
+    # late: MLX is not needed for --help, a mistyped option, or the table of a finished run
+    from mlx_dgemma.loading import load
+    from mlx_dgemma.sweep.progress import progress
+    from mlx_dgemma.sweep.runner import Runner
+
+    model, tokenizer = load(args.model)
+    if not model.config.denoiser_trained:
+        print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
+    runner, left = Runner(model, tokenizer, _base(args), args.seed), plan[len(rows) :]
+    runner.check(left)
+    file = journal.go_on(args.output, nbytes) if nbytes else journal.begin(args.output, grid, description)
+    with file, progress(len(plan), len(rows)) as bar:
+        try:
+            for row in runner.rows(left):
+                journal.append(file, row)
+                rows.append(row)
+                bar.update(1)
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+def show(header: list[str], cells: list[list[str]]) -> None:
+    """The table on stdout: rich's on a terminal, Markdown elsewhere."""
+    if not sys.stdout.isatty():
+        print(markdown(header, cells))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(*header)
+    for row in cells:
+        drawn.add_row(*row)
+    Console(markup=False, emoji=False, highlight=False).print(drawn)
+
+
+def title(args: argparse.Namespace, grid: Grid) -> str:
+    constant = grid.constant()
+    return " · ".join([_name(args), *([text_of(constant)] if constant or not grid.axes else [])])
+
+
+def _name(args: argparse.Namespace) -> str:
+    return args.model or "embedded checkpoint"
+
+
+def _base(args: argparse.Namespace) -> Settings:
+    """Settings of every point, below those of the grid."""
+    default = None if args.data is not None else MAX_NEW_TOKENS
+    chosen = default if args.max_tokens is None else args.max_tokens
+    return {} if chosen is None else {"max_new_tokens": chosen}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
