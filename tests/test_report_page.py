@@ -240,16 +240,13 @@ def test_samples_can_be_chosen(opened, trace):
 
 
 def test_hostile_text_is_shown_as_it_is(opened, trace):
-    ids = trace.draft[0, 0, : len(HOSTILE)].tolist()
-    draft = trace.draft.copy()
-    new = range(900, 900 + len(HOSTILE))
+    draft, new = trace.draft.copy(), range(900, 900 + len(HOSTILE))
     draft[:, :, : len(HOSTILE)] = list(new)
     committed = tuple(dataclasses.replace(c, text="".join(HOSTILE)) for c in trace.committed)
     pieces = trace.pieces | dict(zip(new, HOSTILE, strict=True))
     evil = dataclasses.replace(
         trace, draft=draft, pieces=pieces, prompt="".join(HOSTILE), model_id=HOSTILE[0], committed=committed
     )
-    assert len(ids) == len(HOSTILE)
     page = opened(evil)
     assert page.tokens()[: len(HOSTILE)] == [*HOSTILE[:-1], "↵&amp;"]
     assert page.run("return document.querySelector('h1').textContent") == evil.prompt
