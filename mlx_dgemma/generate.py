@@ -9,6 +9,7 @@ from typing import Any
 from mlx_dgemma.cli import Parser, exit_code
 from mlx_dgemma.demo.tasks import TASKS
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.files import check_writable
 from mlx_dgemma.generation_config import TOKEN_CHOICES, GenerationConfig
 
 _SETTINGS = {f.name for f in fields(GenerationConfig)}
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--quiet", action="store_true", help="no progress and no summary on stderr")
+    add("--trace", metavar="FILE", help="record every denoising step in FILE (.npz), which dgemma-report shows")
     sampler = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)")
     add = sampler.add_argument
     add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text (canvases are whole)")
@@ -63,9 +65,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     """Loads the model, streams the text, prints the summary."""
+    if args.trace is not None:
+        check_writable(args.trace)
     # Late, so that --help and a mistyped option answer at once.
     from mlx_dgemma.loading import load
     from mlx_dgemma.progress import ProgressLine
+    from mlx_dgemma.recorder import Recorder, record
     from mlx_dgemma.text import TextCanvas, collect, stream_generate
 
     progress = ProgressLine(enabled=not args.quiet)
@@ -75,9 +80,11 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
         if not model.config.denoiser_trained and not args.quiet:
             progress.clear()
             print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
-        stream = stream_generate(
-            model, tokenizer, _prompt(args), config, seed=args.seed, chat_template=not args.no_chat_template
-        )
+        given = {"seed": args.seed, "chat_template": not args.no_chat_template}
+        stream, recorder = stream_generate(model, tokenizer, _prompt(args), config, **given), None
+        if args.trace is not None:
+            recorder = Recorder(model, tokenizer, _prompt(args), config, model_id=args.model or "embedded", **given)
+            stream = record(stream, recorder)
     finally:
         progress.clear()
     done, finish_reason = [], None
@@ -90,7 +97,9 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
                 progress.show(_step_line(event))
     except KeyboardInterrupt:
         finish_reason = "interrupted"
-    progress.clear()
+    finally:  # whatever ended the run, what was recorded is kept
+        progress.clear()
+        saved = _save(recorder, args.trace)
     result = collect(done, finish_reason)
     if args.json:
         print(json.dumps(_json_result(args, result), ensure_ascii=False))
@@ -98,7 +107,18 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
         print()
     if not args.quiet:
         print(_summary(result), file=sys.stderr)
-    return 0
+    return 0 if saved else 1
+
+
+def _save(recorder: Any, path: str) -> bool:
+    """Writes the trace, if there is a recorder; a failure is told, not raised, so that the result is still printed."""
+    try:
+        if recorder is not None:
+            recorder.trace().save(path)
+        return True
+    except DGemmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
 
 
 def _prompt(args: argparse.Namespace) -> Any:
