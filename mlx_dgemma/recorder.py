@@ -116,6 +116,7 @@ def _host(event: DenoisingStep, seconds: float, elapsed: float) -> dict[str, Any
         "canvas": np.array(event.canvas),
         "draft": np.array(event.draft),
         "entropy": np.array(event.entropy),
+        "log_p": np.zeros(accepted.shape, np.float32) if event.log_p is None else np.array(event.log_p),
         "accepted": accepted,
         "clamped": np.zeros_like(accepted) if event.clamped is None else np.array(event.clamped),
         "canvas_index": event.canvas_index,

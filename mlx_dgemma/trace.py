@@ -27,6 +27,7 @@ ARRAYS = {  # what the file holds: the dtype, and the axes: S steps, B rows, C p
     "canvas": (np.int32, "SBC"),
     "draft": (np.int32, "SBC"),
     "entropy": (np.float32, "SBC"),
+    "log_p": (np.float32, "SBC"),
     "accepted": (np.bool_, "SBC"),
     "clamped": (np.bool_, "SBC"),
     "canvas_index": (np.int32, "S"),
@@ -71,6 +72,7 @@ class Trace:
         canvas: ids each step started from, (S, B, C) int32.
         draft: argmax ids after it, what would be committed then, (S, B, C) int32.
         entropy: of the tempered distribution, nats, (S, B, C) float32.
+        log_p: log-probability of the draft's tokens in it, nats, (S, B, C) float32.
         accepted: positions accepted, (S, B, C) bool.
         clamped: positions that a steered canvas kept fixed, (S, B, C) bool; all False where nothing was steered.
         canvas_index: which canvas, from 0, never decreasing, (S,) int32.
@@ -97,6 +99,7 @@ class Trace:
     canvas: np.ndarray
     draft: np.ndarray
     entropy: np.ndarray
+    log_p: np.ndarray
     accepted: np.ndarray
     clamped: np.ndarray
     canvas_index: np.ndarray
@@ -237,6 +240,7 @@ def _step(trace: Trace, index: int) -> DenoisingStep:
         canvas=mx.array(trace.canvas[index]),
         draft=mx.array(trace.draft[index]),
         entropy=mx.array(trace.entropy[index]),
+        log_p=mx.array(trace.log_p[index]),
         accepted=mx.array(trace.accepted[index]),
         accepted_count=int(trace.accepted_count[index]),
         mean_entropy=float(trace.mean_entropy[index]),
