@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
                 done.append(event)
                 progress.text("" if args.json else event.text)
             else:
-                progress.show(_step_line(event))
+                progress.step(event)
     except KeyboardInterrupt:
         finish_reason = "interrupted"
     progress.clear()
@@ -133,14 +133,6 @@ def _prompt(args: argparse.Namespace) -> Any:
     if args.no_chat_template:
         raise DGemmaError("--system needs the chat template; drop --no-chat-template")
     return [{"role": "system", "content": args.system}, {"role": "user", "content": args.prompt}]
-
-
-def _step_line(step: Any) -> str:
-    max_steps = step.step + step.remaining - 1
-    return (
-        f"canvas {step.canvas_index + 1} · step {step.step}/{max_steps} · temperature {step.temperature:.2f} · "
-        f"accepted {step.accepted_count}/{step.accepted.size} · entropy {step.mean_entropy:.3f}"
-    )
 
 
 def _json_result(args: argparse.Namespace, result: Any) -> dict[str, Any]:
