@@ -34,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-chat-template", action="store_true", help="give the prompt to the model as it is")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--quiet", action="store_true", help="no progress and no summary on stderr")
+    stderr = parser.add_mutually_exclusive_group()
+    stderr.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
+    stderr.add_argument("--watch", action="store_true", help="show the canvas on the terminal while it is denoised")
     sampler = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)")
     add = sampler.add_argument
     add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text (canvases are whole)")
@@ -106,6 +108,10 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
         )
     finally:
         progress.clear()
+    if args.watch:
+        from mlx_dgemma.watch import live_canvas
+
+        progress = live_canvas(progress, tokenizer, config.over(model.generation_config).eos_token_id)
     done, finish_reason = [], None
     try:
         for event in stream:
@@ -116,7 +122,8 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
                 progress.step(event)
     except KeyboardInterrupt:
         finish_reason = "interrupted"
-    progress.clear()
+    finally:
+        progress.clear()
     result = collect(done, finish_reason)
     if args.json:
         print(json.dumps(_json_result(args, result), ensure_ascii=False))
