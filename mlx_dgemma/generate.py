@@ -30,8 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-chat-template", action="store_true", help="give the prompt to the model as it is")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--quiet", action="store_true", help="no progress and no summary on stderr")
     add("--trace", metavar="FILE", help="record every denoising step in FILE (.npz), which dgemma-report shows")
+    stderr = parser.add_mutually_exclusive_group()
+    stderr.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
+    stderr.add_argument("--watch", action="store_true", help="show the canvas on the terminal while it is denoised")
     sampler = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)")
     add = sampler.add_argument
     add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text (canvases are whole)")
@@ -87,6 +89,10 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
             stream = record(stream, recorder)
     finally:
         progress.clear()
+    if args.watch:
+        from mlx_dgemma.watch import live_canvas
+
+        progress = live_canvas(progress, tokenizer, config.over(model.generation_config).eos_token_id)
     done, finish_reason = [], None
     try:
         for event in stream:
@@ -94,7 +100,7 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
                 done.append(event)
                 progress.text("" if args.json else event.text)
             else:
-                progress.show(_step_line(event))
+                progress.step(event)
     except KeyboardInterrupt:
         finish_reason = "interrupted"
     finally:  # whatever ended the run, what was recorded is kept
@@ -127,14 +133,6 @@ def _prompt(args: argparse.Namespace) -> Any:
     if args.no_chat_template:
         raise DGemmaError("--system needs the chat template; drop --no-chat-template")
     return [{"role": "system", "content": args.system}, {"role": "user", "content": args.prompt}]
-
-
-def _step_line(step: Any) -> str:
-    max_steps = step.step + step.remaining - 1
-    return (
-        f"canvas {step.canvas_index + 1} · step {step.step}/{max_steps} · temperature {step.temperature:.2f} · "
-        f"accepted {step.accepted_count}/{step.accepted.size} · entropy {step.mean_entropy:.3f}"
-    )
 
 
 def _json_result(args: argparse.Namespace, result: Any) -> dict[str, Any]:
