@@ -70,23 +70,14 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     if args.trace is not None:
         check_writable(args.trace)
     # Late, so that --help and a mistyped option answer at once.
-    from mlx_dgemma.loading import load
     from mlx_dgemma.progress import ProgressLine
-    from mlx_dgemma.recorder import Recorder, record
-    from mlx_dgemma.text import TextCanvas, collect, stream_generate
+    from mlx_dgemma.text import collect
 
     progress = ProgressLine(enabled=not args.quiet)
     progress.show("loading …")
     try:
-        model, tokenizer = load(args.model)
-        if not model.config.denoiser_trained and not args.quiet:
-            progress.clear()
-            print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
-        given = {"seed": args.seed, "chat_template": not args.no_chat_template}
-        stream, recorder = stream_generate(model, tokenizer, _prompt(args), config, **given), None
-        if args.trace is not None:
-            recorder = Recorder(model, tokenizer, _prompt(args), config, model_id=args.model or "embedded", **given)
-            stream = record(stream, recorder)
+        model, tokenizer = _load(args, progress)
+        stream, recorder = _start(args, config, model, tokenizer)
     finally:
         progress.clear()
     if args.watch:
@@ -96,11 +87,7 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     done, finish_reason = [], None
     try:
         for event in stream:
-            if isinstance(event, TextCanvas):
-                done.append(event)
-                progress.text("" if args.json else event.text)
-            else:
-                progress.step(event)
+            _show(event, progress, done, silent=args.json)
     except KeyboardInterrupt:
         finish_reason = "interrupted"
     finally:  # whatever ended the run, what was recorded is kept
@@ -114,6 +101,41 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     if not args.quiet:
         print(_summary(result), file=sys.stderr)
     return 0 if saved else 1
+
+
+def _load(args: argparse.Namespace, progress: Any) -> tuple[Any, Any]:
+    """Model and tokenizer, with a warning where the denoiser is untrained."""
+    from mlx_dgemma.loading import load
+
+    model, tokenizer = load(args.model)
+    if not model.config.denoiser_trained and not args.quiet:
+        progress.clear()
+        print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
+    return model, tokenizer
+
+
+def _start(args: argparse.Namespace, config: GenerationConfig, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """The stream of events, and the recorder it passes through if a trace is wanted."""
+    from mlx_dgemma.recorder import Recorder, record
+    from mlx_dgemma.text import stream_generate
+
+    given = {"seed": args.seed, "chat_template": not args.no_chat_template}
+    stream = stream_generate(model, tokenizer, _prompt(args), config, **given)
+    if args.trace is None:
+        return stream, None
+    recorder = Recorder(model, tokenizer, _prompt(args), config, model_id=args.model or "embedded", **given)
+    return record(stream, recorder), recorder
+
+
+def _show(event: Any, progress: Any, done: list[Any], *, silent: bool) -> None:
+    """Puts an event where the user sees it; committed canvases are kept in `done`."""
+    from mlx_dgemma.text import TextCanvas
+
+    if isinstance(event, TextCanvas):
+        done.append(event)
+        progress.text("" if silent else event.text)
+    else:
+        progress.step(event)
 
 
 def _save(recorder: Any, path: str) -> bool:
