@@ -11,14 +11,17 @@ import mlx.nn as nn
 from mlx_lm.models.rope_utils import initialize_rope
 
 from mlx_dgemma.config import LayerConfig, ModelConfig
-from mlx_dgemma.layers import rms_norm
+from mlx_dgemma.layers import fuse_linears, rms_norm
 from mlx_dgemma.scores import attend_all, attend_causally
 
 Extend = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 
 
 class Attention(nn.Module):
-    """Attention with per-head RMSNorm on queries and keys, weightless RMSNorm on values, and scale 1."""
+    """Attention with per-head RMSNorm on queries and keys, weightless RMSNorm on values, and scale 1.
+
+    Checkpoints keep the projections apart; `fuse` puts them into one matrix.
+    """
 
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
@@ -34,16 +37,36 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(head_dim, eps=self.eps)
         self.k_norm = nn.RMSNorm(head_dim, eps=self.eps)
         self.rope = initialize_rope(head_dim, layer.rope["rope_theta"], False, layer.rope)
+        self._norm: mx.array | None = None
 
     def __call__(self, x: mx.array, offset: int, extend: Extend, causal: bool) -> mx.array:
         """x (B, T, H) at positions offset … offset + T − 1 -> (B, T, H)."""
         batch, length, _ = x.shape
-        q = self.q_norm(self.q_proj(x).reshape(batch, length, self.heads, self.head_dim))
-        raw_k = self.k_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
-        raw_v = self.v_proj(x).reshape(raw_k.shape) if "v_proj" in self else raw_k
-        q = self.rope(q.transpose(0, 2, 1, 3), offset=offset)  # (B, heads, T, D)
-        k = self.rope(self.k_norm(raw_k).transpose(0, 2, 1, 3), offset=offset)  # (B, kv_heads, T, D)
-        v = rms_norm(raw_v, self.eps).transpose(0, 2, 1, 3)
+        heads = self._project(x).reshape(batch, length, -1, self.head_dim)  # queries', keys', values'
+        heads = rms_norm(heads, self.eps)
+        weight = self._norm_weight() if self._norm is None else self._norm
+        qk = self.rope((heads[:, :, : len(weight)] * weight).transpose(0, 2, 1, 3), offset=offset)
+        q, k = qk[:, : self.heads], qk[:, self.heads :]  # (B, heads, T, D) and (B, kv_heads, T, D)
+        v = heads[:, :, -self.kv_heads :].transpose(0, 2, 1, 3)  # without a projection of their own, the raw keys
         keys, values = extend(k, v)  # (B, kv_heads, S, D): what this layer can see
         out = attend_causally(q, keys, values, self.window) if causal else attend_all(q, keys, values)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+
+    def fuse(self) -> None:
+        """Replaces the projections by `qkv_proj` where all have the same format; the norms keep their names."""
+        fuse_linears(self, self._projections(), "qkv_proj")
+        self._norm = self._norm_weight()
+        mx.eval(self._norm)
+
+    def _projections(self) -> list[str]:
+        return [name for name in ("q_proj", "k_proj", "v_proj") if name in self]
+
+    def _project(self, x: mx.array) -> mx.array:
+        if "qkv_proj" in self:
+            return self.qkv_proj(x)
+        return mx.concatenate([self[name](x) for name in self._projections()], axis=-1)
+
+    def _norm_weight(self) -> mx.array:
+        """The norms' weights by head: (heads + kv_heads, D)."""
+        q, k = (mx.broadcast_to(norm.weight, (1, self.head_dim)) for norm in (self.q_norm, self.k_norm))
+        return mx.concatenate([mx.repeat(q, self.heads, axis=0), mx.repeat(k, self.kv_heads, axis=0)])

@@ -181,7 +181,14 @@ def generate_canvases(
     `steerings` steer the first canvases, one each. Ends after `max_canvases`, or when the positions run out; the caller
     closes the generator to stop earlier (at a stop token, say).
     """
-    shape = (batch, model.config.canvas_length)
+    with memory.wired():
+        yield from _stitch(model, cache, config, noise, (batch, model.config.canvas_length), max_canvases, steerings)
+
+
+def _stitch(
+    model: DiffusionGemma, cache: PrefixCache, config: GenerationConfig, noise: Noise | Sequence[Noise],
+    shape: tuple[int, int], max_canvases: int, steerings: Sequence[Steering],
+) -> Iterator[DenoisingStep | CommittedCanvas]:  # fmt: skip
     denoiser = ModelDenoiser(model, cache)
     for index in range(max_canvases):
         if cache.length + shape[1] > model.config.max_position_embeddings:

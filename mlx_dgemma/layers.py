@@ -37,14 +37,20 @@ class GatedMLP(nn.Module):
 
     def fuse(self) -> None:
         """Replaces `gate_proj` and `up_proj` by `gate_up_proj`, gate rows first, where both have the same format."""
-        gate, up = self.gate_proj, self.up_proj
-        if _format(gate) != _format(up):
-            return
-        for name, rows in gate.parameters().items():
-            gate[name] = mx.concatenate([rows, up[name]])
-        mx.eval(gate.parameters())
-        self.gate_up_proj = gate
-        del self.gate_proj, self.up_proj
+        fuse_linears(self, ["gate_proj", "up_proj"], "gate_up_proj")
+
+
+def fuse_linears(module: nn.Module, names: list[str], fused_name: str) -> None:
+    """Replaces linear layers of one input by one that has their rows in this order, unless their formats differ."""
+    first, *others = (module[name] for name in names)
+    if any(_format(other) != _format(first) for other in others):
+        return
+    for name, rows in first.parameters().items():
+        first[name] = mx.concatenate([rows, *(other[name] for other in others)])
+    mx.eval(first.parameters())
+    module[fused_name] = first
+    for name in names:
+        del module[name]
 
 
 def _format(linear: nn.Linear | nn.QuantizedLinear) -> tuple[int, int, str] | None:

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_dgemma.attention import Attention
 from mlx_dgemma.checkpoint import TensorInfo, by_target, read_headers, sha256, shard_files
 from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.errors import DGemmaError, first_line
@@ -92,7 +93,8 @@ def load_model(
 ) -> DiffusionGemma:
     """Builds the model and fills in its weights, one tensor in memory beyond those already loaded.
 
-    With `fuse` the gate and up matrices become one, which is faster; without it parameters keep the checkpoint's names.
+    With `fuse` matrices that read the same input become one, which is faster; without it parameters keep the
+    checkpoint's names.
     """
     sources = by_target(read_headers(folder))
     model = build_model(config, set(sources))
@@ -103,7 +105,7 @@ def load_model(
     for _, parameter in tree_flatten(model.parameters()):
         mx.eval(parameter)  # one by one, so that a converted tensor's source is gone before the next is read
     for module in model.modules() if fuse else ():
-        if isinstance(module, GatedMLP | Router):
+        if isinstance(module, Attention | GatedMLP | Router):
             module.fuse()
     model.generation_config = _generation_defaults(folder, config)
     model.eval()

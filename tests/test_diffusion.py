@@ -217,3 +217,17 @@ def test_no_step_copies_the_prefix(model):
         if step == 0:  # the first one may make room
             before = addresses()
     assert addresses() == before
+
+
+def test_a_macs_memory_is_wired_while_canvases_are_made_however_that_ends(model, monkeypatch):
+    limits = [7]
+    monkeypatch.setattr(memory.mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(memory.mx, "device_info", lambda: {"max_recommended_working_set_size": 900})
+    monkeypatch.setattr(memory.mx, "set_wired_limit", lambda limit: limits.append(limit) or limits[-2])
+    cache = model.make_cache()
+    model.encode(mx.array([[5, 6]]), cache)
+    events = generate_canvases(model, cache, GenerationConfig(), ReplayedNoise(0, model.config.vocab_size), 2)
+    next(events)
+    assert limits == [7, 900]
+    events.close()
+    assert limits == [7, 900, 7]

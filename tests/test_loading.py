@@ -285,12 +285,12 @@ def test_generation_defaults_come_from_the_checkpoint(copied):
     assert (config.max_denoising_steps, config.eos_token_id, config.t_max) == (7, [5], 0.8)
 
 
-def test_fused_gate_and_up_give_what_they_give_apart(folder):
+def test_fused_matrices_give_what_they_give_apart(folder):
     apart = load_model(folder, ModelConfig.from_file(folder / "config.json"), fuse=False)
     fused = load(folder)[0]
     names = dict(tree_flatten(fused.parameters()))
-    assert "model.decoder.layers.0.mlp.gate_up_proj.weight" in names
-    assert not any("gate_proj" in name for name in names)
+    assert {f"model.decoder.layers.0.{n}.weight" for n in ("mlp.gate_up_proj", "self_attn.qkv_proj")} <= set(names)
+    assert not any(name.split(".")[-2] in ("gate_proj", "q_proj", "k_proj", "v_proj") for name in names)
     canvas = mx.array([list(range(16))])
     logits = [
         m.denoise(canvas, m.make_cache(), mx.random.normal((1, 16, 120), key=mx.random.key(0))) for m in (apart, fused)
@@ -305,3 +305,23 @@ def test_gate_and_up_of_different_formats_stay_apart():
     before = mlp(x)
     mlp.fuse()
     assert "gate_up_proj" not in mlp and mx.array_equal(mlp(x), before)
+
+
+def test_projections_of_different_formats_stay_apart(folder):
+    model = load_model(folder, ModelConfig.from_file(folder / "config.json"), fuse=False)
+    attention, x = model.model.decoder.layers[0].self_attn, mx.random.normal((1, 3, 64), key=mx.random.key(1))
+    nn.quantize(attention, 32, 8, class_predicate=lambda path, module: path == "v_proj")
+    before = attention(x, 0, lambda k, v: (k, v), True)
+    attention.fuse()
+    assert "qkv_proj" not in attention
+    np.testing.assert_allclose(np.array(attention(x, 0, lambda k, v: (k, v), True)), np.array(before), atol=1e-6)
+
+
+def test_quantized_matrices_are_fused_too(folder, tmp_path):
+    quantized = quantized_folder(folder, tmp_path / "q")
+    config = ModelConfig.from_file(quantized / "config.json")
+    apart, fused = load_model(quantized, config, fuse=False), load_model(quantized, config)
+    assert isinstance(fused.model.decoder.layers[0].self_attn.qkv_proj, nn.QuantizedLinear)
+    canvas = mx.array([list(range(16))])
+    logits = [np.array(m.denoise(canvas, m.make_cache())) for m in (apart, fused)]
+    np.testing.assert_allclose(*logits, atol=2e-4)
