@@ -12,40 +12,63 @@ from mlx_dgemma.chips import CHIPS
 from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.roofline import (
     GROUP_SIZE,
+    Stage,
     Widths,
-    chip_table,
     floor_seconds,
     quantized_bits,
-    stage_table,
     step_stages,
+    tokens_per_second,
 )
 
 CONFIG = Path(__file__).parent.parent / "tests" / "data" / "config.json"
 PREFIXES, SHOWN = (1024, 8192, 32_768), 8192  # tokens
 STEPS = 16  # per canvas, for tokens per second
-RECIPES = {
-    "4-bit experts, the rest bf16": replace(Widths(), experts=quantized_bits(4, GROUP_SIZE)),
-    "bf16": Widths(),
-}
+FOUR_BITS, BF16 = replace(Widths(), experts=quantized_bits(4, GROUP_SIZE)), Widths()
 
 
-def prefix_table(config: ModelConfig, widths: Widths) -> str:
-    """Floors in ms per step, a column per prefix."""
-    heads = [f"{n // 1024}k" for n in PREFIXES]
-    lines = [f"| chip | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+def with_sum(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The stages, and a last one that stands for all."""
+    return (*stages, Stage("**sum**", sum(s.flops for s in stages), sum(s.nbytes for s in stages)))
+
+
+def stage_table(config: ModelConfig) -> str:
+    """GFLOP by stage and prefix, and GB of both recipes with their shares, at the prefix that is shown."""
+    flops = [with_sum(step_stages(config, BF16, prefix)) for prefix in PREFIXES]
+    four, bf16 = (with_sum(step_stages(config, widths, SHOWN)) for widths in (FOUR_BITS, BF16))
+    shown, k = flops[PREFIXES.index(SHOWN)], f"{SHOWN // 1024}k"
+    heads = [f"GFLOP at {n // 1024}k" for n in PREFIXES]
+    heads = ["stage", *heads, f"share at {k}", f"GB at {k}, 4-bit experts", "share", f"GB at {k}, bf16", "share"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for i, stage in enumerate(shown):
+        cells = [stage.name, *(f"{column[i].flops / 1e9:,.0f}" for column in flops)]
+        cells.append(f"{stage.flops / shown[-1].flops:.0%}")
+        for column in (four, bf16):
+            cells += [f"{column[i].nbytes / 1e9:.2f}", f"{column[i].nbytes / column[-1].nbytes:.0%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def chip_table(config: ModelConfig) -> str:
+    """Floors in ms per step by chip, recipe and prefix, and the tokens a second at most."""
+    heads = ["chip", "GB/s", "float16 TFLOP/s"]
+    heads += [f"{name} {n // 1024}k" for name in ("4-bit", "bf16") for n in PREFIXES]
+    heads.append(f"tokens/s, 4-bit {SHOWN // 1024}k, {STEPS} steps")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for chip in CHIPS:
-        floors = [1000 * floor_seconds(step_stages(config, widths, prefix), chip) for prefix in PREFIXES]
-        lines.append(f"| {chip.name} | {' | '.join(f'{floor:,.0f}' for floor in floors)} |")
+        peak = f"{chip.teraflops:.1f}{' (estimate)' if chip.is_estimate else ''}"
+        cells = [chip.name, f"{chip.gigabytes_per_second:.0f}", peak]
+        for widths in (FOUR_BITS, BF16):
+            floors = [floor_seconds(step_stages(config, widths, prefix), chip) for prefix in PREFIXES]
+            cells += [f"{1000 * floor:,.0f}" for floor in floors]
+        floor = floor_seconds(step_stages(config, FOUR_BITS, SHOWN), chip)
+        cells.append(f"{tokens_per_second(config.canvas_length, STEPS, floor):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     config = ModelConfig.from_file(CONFIG)
-    for name, widths in RECIPES.items():
-        stages = step_stages(config, widths, SHOWN)
-        print(f"### {name}\n\nOne step at a prefix of {SHOWN:,} tokens:\n\n{stage_table(stages)}\n")
-        print(f"Floor on each chip, same prefix:\n\n{chip_table(stages, config.canvas_length, STEPS)}\n")
-        print(f"Floor in ms per step, by prefix:\n\n{prefix_table(config, widths)}\n")
+    print(stage_table(config), chip_table(config), sep="\n\n")
 
 
 if __name__ == "__main__":
