@@ -1,13 +1,10 @@
 """One canvas through mlx-vlm, the way its own generation loop does it, for the side-by-side benchmark."""
 
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
-
-PATCHED = "mlx_vlm.models.diffusion_gemma.language"
 
 
 class MlxVlm:
@@ -71,9 +68,3 @@ class _Silent:
     def reset(self) -> None: ...
     def add_token(self, token: int, skip_special_token_ids: Any = None) -> None: ...
     def finalize(self) -> None: ...
-
-
-def seconds(function: Any, *arguments: Any) -> float:
-    began = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - began

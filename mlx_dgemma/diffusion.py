@@ -147,7 +147,8 @@ class _Canvas:
         arrays = {"draft": self.draft, "entropy": entropy, "accepted": accepted, "log_p": self.log_p}
         step = config.max_denoising_steps - remaining + 1
         known = {"canvas_index": self.index, "step": step, "remaining": remaining, "temperature": temperature}
-        return _Pending(remaining, summary, {**known, **arrays, "canvas": canvas, "clamped": steering.clamped})
+        clamped = None if steering.clamped is None else mx.broadcast_to(steering.clamped, canvas.shape)
+        return _Pending(remaining, summary, {**known, **arrays, "canvas": canvas, "clamped": clamped})
 
     def retire(self, finished_rows: list[bool]) -> None:
         """Rows that are done draw no more noise of their own."""

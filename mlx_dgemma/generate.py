@@ -9,6 +9,7 @@ from typing import Any
 from mlx_dgemma.cli import Parser, exit_code
 from mlx_dgemma.demo.tasks import TASKS
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.files import check_writable
 from mlx_dgemma.generation_config import TOKEN_CHOICES, GenerationConfig
 
 _SETTINGS = {f.name for f in fields(GenerationConfig)}
@@ -29,7 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-chat-template", action="store_true", help="give the prompt to the model as it is")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--quiet", action="store_true", help="no progress and no summary on stderr")
+    add("--trace", metavar="FILE", help="record every denoising step in FILE (.npz), which dgemma-report shows")
+    stderr = parser.add_mutually_exclusive_group()
+    stderr.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
+    stderr.add_argument("--watch", action="store_true", help="show the canvas on the terminal while it is denoised")
     sampler = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)")
     add = sampler.add_argument
     add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text (canvases are whole)")
@@ -63,34 +67,32 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     """Loads the model, streams the text, prints the summary."""
+    if args.trace is not None:
+        check_writable(args.trace)
     # Late, so that --help and a mistyped option answer at once.
-    from mlx_dgemma.loading import load
     from mlx_dgemma.progress import ProgressLine
-    from mlx_dgemma.text import TextCanvas, collect, stream_generate
+    from mlx_dgemma.text import collect
 
     progress = ProgressLine(enabled=not args.quiet)
     progress.show("loading …")
     try:
-        model, tokenizer = load(args.model)
-        if not model.config.denoiser_trained and not args.quiet:
-            progress.clear()
-            print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
-        stream = stream_generate(
-            model, tokenizer, _prompt(args), config, seed=args.seed, chat_template=not args.no_chat_template
-        )
+        model, tokenizer = _load(args, progress)
+        stream, recorder = _start(args, config, model, tokenizer)
     finally:
         progress.clear()
+    if args.watch:
+        from mlx_dgemma.watch import live_canvas
+
+        progress = live_canvas(progress, tokenizer, config.over(model.generation_config).eos_token_id)
     done, finish_reason = [], None
     try:
         for event in stream:
-            if isinstance(event, TextCanvas):
-                done.append(event)
-                progress.text("" if args.json else event.text)
-            else:
-                progress.show(_step_line(event))
+            _show(event, progress, done, silent=args.json)
     except KeyboardInterrupt:
         finish_reason = "interrupted"
-    progress.clear()
+    finally:  # whatever ended the run, what was recorded is kept
+        progress.clear()
+        saved = _save(recorder, args.trace)
     result = collect(done, finish_reason)
     if args.json:
         print(json.dumps(_json_result(args, result), ensure_ascii=False))
@@ -98,7 +100,53 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
         print()
     if not args.quiet:
         print(_summary(result), file=sys.stderr)
-    return 0
+    return 0 if saved else 1
+
+
+def _load(args: argparse.Namespace, progress: Any) -> tuple[Any, Any]:
+    """Model and tokenizer, with a warning where the denoiser is untrained."""
+    from mlx_dgemma.loading import load
+
+    model, tokenizer = load(args.model)
+    if not model.config.denoiser_trained and not args.quiet:
+        progress.clear()
+        print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
+    return model, tokenizer
+
+
+def _start(args: argparse.Namespace, config: GenerationConfig, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """The stream of events, and the recorder it passes through if a trace is wanted."""
+    from mlx_dgemma.recorder import Recorder, record
+    from mlx_dgemma.text import stream_generate
+
+    given = {"seed": args.seed, "chat_template": not args.no_chat_template}
+    stream = stream_generate(model, tokenizer, _prompt(args), config, **given)
+    if args.trace is None:
+        return stream, None
+    recorder = Recorder(model, tokenizer, _prompt(args), config, model_id=args.model or "embedded", **given)
+    return record(stream, recorder), recorder
+
+
+def _show(event: Any, progress: Any, done: list[Any], *, silent: bool) -> None:
+    """Puts an event where the user sees it; committed canvases are kept in `done`."""
+    from mlx_dgemma.text import TextCanvas
+
+    if isinstance(event, TextCanvas):
+        done.append(event)
+        progress.text("" if silent else event.text)
+    else:
+        progress.step(event)
+
+
+def _save(recorder: Any, path: str) -> bool:
+    """Writes the trace, if there is a recorder; a failure is told, not raised, so that the result is still printed."""
+    try:
+        if recorder is not None:
+            recorder.trace().save(path)
+        return True
+    except DGemmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
 
 
 def _prompt(args: argparse.Namespace) -> Any:
@@ -107,14 +155,6 @@ def _prompt(args: argparse.Namespace) -> Any:
     if args.no_chat_template:
         raise DGemmaError("--system needs the chat template; drop --no-chat-template")
     return [{"role": "system", "content": args.system}, {"role": "user", "content": args.prompt}]
-
-
-def _step_line(step: Any) -> str:
-    max_steps = step.step + step.remaining - 1
-    return (
-        f"canvas {step.canvas_index + 1} · step {step.step}/{max_steps} · temperature {step.temperature:.2f} · "
-        f"accepted {step.accepted_count}/{step.accepted.size} · entropy {step.mean_entropy:.3f}"
-    )
 
 
 def _json_result(args: argparse.Namespace, result: Any) -> dict[str, Any]:

@@ -4,9 +4,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlx_dgemma import fused
+from mlx_dgemma import fused, memory
 from mlx_dgemma.config import ModelConfig
 
+TILE = 16  # rows of one expert that a CPU multiplies at a time
 SORT_FROM = 64  # (token, expert) pairs; below that the sort costs more than it saves
 
 
@@ -49,16 +50,43 @@ class Experts(nn.Module):
     def __call__(self, x: mx.array, weights: mx.array, chosen: mx.array) -> mx.array:
         """Weighted sum of the chosen experts. x (…, H), weights and chosen (…, K) -> (…, H)."""
         k = chosen.shape[-1]
-        rows, experts = x.reshape(-1, 1, x.shape[-1]), chosen.flatten()  # (T, 1, H), (T·K)
-        is_sorted = experts.size >= SORT_FROM
-        if is_sorted:  # tokens of one expert side by side, so that each expert's weights are read once
+        rows, experts = x.reshape(-1, x.shape[-1]), chosen.flatten()  # (T, H), (T·K)
+        if experts.size < SORT_FROM:
+            out = self._run(rows[mx.arange(experts.size) // k][:, None], experts, False)
+        else:  # tokens of one expert side by side, so that each expert's weights are read once
             order = mx.argsort(experts)
-            token, experts = order // k, experts[order]
-        else:
-            token = mx.arange(experts.size) // k
-        gate, up = mx.split(self.gate_up_proj(rows[token], experts, sorted_indices=is_sorted), 2, axis=-1)
-        out = self.down_proj(fused.geglu(gate, up), experts, sorted_indices=is_sorted)  # (T·K, 1, H)
-        if is_sorted:
-            out = out[mx.argsort(order)]
+            token, experts, back = order // k, experts[order], mx.argsort(order)
+            if self._wants_tiles():
+                slots, tile_experts = tiles(experts, self.gate_up_proj.weight.shape[0])
+                padded = mx.zeros((tile_experts.size * TILE,), token.dtype)
+                padded[slots] = token
+                out = self._run(rows[padded].reshape(-1, TILE, rows.shape[-1]), tile_experts, True)
+                out = out.reshape(-1, out.shape[-1])[slots[back]]
+            else:
+                out = self._run(rows[token][:, None], experts, True)[back]
         out = out.reshape(*chosen.shape, -1)  # (…, K, H)
         return (weights[..., None, :].astype(x.dtype) @ out).squeeze(-2)
+
+    def _run(self, rows: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
+        """rows (N, M, H), each M of them through one of the experts (N) -> (N, M, H)."""
+        gate, up = mx.split(self.gate_up_proj(rows, experts, sorted_indices=is_sorted), 2, axis=-1)
+        return self.down_proj(fused.geglu(gate, up), experts, sorted_indices=is_sorted)
+
+    def _wants_tiles(self) -> bool:
+        # a CPU multiplies row by row otherwise; a GPU has kernels for sorted single rows
+        return memory.on_cpu() and isinstance(self.gate_up_proj, SwitchLinear)
+
+
+def tiles(experts: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """Lays rows sorted by expert out in tiles of TILE rows of one expert each; shapes do not depend on the values.
+
+    Returns:
+        The slot of each row (N), and the expert of each tile (N // TILE + count, of which the last may be empty).
+    """
+    sizes = (experts[:, None] == mx.arange(count)).sum(axis=0)  # rows per expert
+    used = (sizes + TILE - 1) // TILE  # tiles per expert
+    ends = mx.cumsum(used)
+    shift = (ends - used) * TILE - (mx.cumsum(sizes) - sizes)  # from a row's place to its slot
+    slots = mx.arange(experts.size) + shift[experts]
+    number = mx.arange(experts.size // TILE + count)
+    return slots, mx.minimum((ends[None] <= number[:, None]).sum(axis=-1), count - 1)

@@ -1,8 +1,10 @@
 """One progress line on a terminal that also shows the text: drawn over the text's last row, which is put back after."""
 
-import shutil
+import os
 import sys
 import unicodedata
+
+from mlx_dgemma.diffusion import DenoisingStep
 
 CLEAR = "\r\x1b[K"
 
@@ -13,20 +15,24 @@ class ProgressLine:
     def __init__(self, enabled: bool):
         self.enabled = enabled and sys.stderr.isatty()
         self._shares_terminal = sys.stdout.isatty()
-        self._row = ""  # what stands on the text's last row
+        self._line = ""  # the text's last line; on which row it ends depends on the terminal's width
         self._drawn = False
+
+    def step(self, event: DenoisingStep) -> None:
+        """Shows a denoising step."""
+        if self.enabled:
+            self.show(step_line(event))
 
     def show(self, line: str) -> None:
         if self.enabled:
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(CLEAR + fit(line, width))
+            sys.stderr.write(CLEAR + fit(line, terminal_size().columns - 1))
             sys.stderr.flush()
             self._drawn = True
 
     def clear(self) -> None:
         """Takes the line away and puts the text's last row back."""
         if self._drawn:
-            sys.stderr.write(CLEAR + (self._row if self._shares_terminal else ""))
+            sys.stderr.write(CLEAR + (last_row(self._line, terminal_size().columns) if self._shares_terminal else ""))
             sys.stderr.flush()
             self._drawn = False
 
@@ -35,7 +41,22 @@ class ProgressLine:
         self.clear()
         sys.stdout.write(text)
         sys.stdout.flush()
-        self._row = last_row(self._row + text, shutil.get_terminal_size().columns)
+        self._line = (self._line + text).rsplit("\n", 1)[-1]
+
+
+def step_line(step: DenoisingStep) -> str:
+    """A denoising step in figures."""
+    max_steps = step.step + step.remaining - 1
+    return (
+        f"canvas {step.canvas_index + 1} · step {step.step}/{max_steps} · temperature {step.temperature:.2f} · "
+        f"accepted {step.accepted_count}/{step.accepted.size} · entropy {step.mean_entropy:.3f}"
+    )
+
+
+def terminal_size() -> os.terminal_size:
+    """Of the terminal on stderr, asked each time, as it may be resized; 80 × 24 if it does not know."""
+    size = os.get_terminal_size(sys.stderr.fileno())
+    return size if size.columns and size.lines else os.terminal_size((80, 24))
 
 
 def cells(character: str) -> int:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +14,8 @@ from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma
 from mlx_dgemma.noise import Noise, SeededNoise
 from mlx_dgemma.prefill import prefill
+from mlx_dgemma.steering import Steering
+from mlx_dgemma.template import CanvasPlan
 
 Prompt = str | list[dict[str, str]] | list[int]
 THOUGHT_OPEN, THOUGHT_CLOSE = "<|channel>", "<channel|>"
@@ -89,9 +91,12 @@ def generate_text(
     seed: int = 0,
     noise: Noise | None = None,
     chat_template: bool = True,
+    canvas: Sequence[int | None] | CanvasPlan = (),
 ) -> GenerationResult:
     """Like `stream_generate`, all at once."""
-    stream = stream_generate(model, tokenizer, prompt, config, seed=seed, noise=noise, chat_template=chat_template)
+    stream = stream_generate(
+        model, tokenizer, prompt, config, seed=seed, noise=noise, chat_template=chat_template, canvas=canvas
+    )
     return collect(event for event in stream if isinstance(event, TextCanvas))
 
 
@@ -117,6 +122,7 @@ def stream_generate(
     seed: int = 0,
     noise: Noise | None = None,
     chat_template: bool = True,
+    canvas: Sequence[int | None] | CanvasPlan = (),
 ) -> Iterator[DenoisingStep | TextCanvas]:
     """Generates text; one event per denoising step and one per committed canvas, as they happen.
 
@@ -127,6 +133,8 @@ def stream_generate(
         seed: of the built-in noise; ignored if `noise` is given.
         noise: a source of randomness (see `noise.Noise`).
         chat_template: whether a text prompt becomes a user turn of the checkpoint's chat template.
+        canvas: token ids by position of the text, None where the model fills in; the given ones stay as they are, and
+            generation goes on at least to the last of them. Or a CanvasPlan, which can hold a draft as well.
 
     Raises:
         DGemmaError: an empty or too long prompt, a token id outside the vocabulary, text without a tokenizer.
@@ -136,19 +144,23 @@ def stream_generate(
     ids = prompt_ids(tokenizer, prompt, chat_template)
     check_ids(model, ids)
     noise = noise or SeededNoise(seed, model.config.vocab_size)
-    return _stream(model, tokenizer, ids, config, noise)
+    plan = canvas if isinstance(canvas, CanvasPlan) else CanvasPlan(given=canvas)
+    steerings = plan.steerings(model.config.canvas_length, model.config.vocab_size)
+    room = max(config.max_new_tokens, len(plan.given))
+    return _stream(model, tokenizer, ids, replace(config, max_new_tokens=room), noise, steerings)
 
 
 def _stream(
-    model: DiffusionGemma, tokenizer: Any, ids: list[int], config: GenerationConfig, noise: Noise
-) -> Iterator[DenoisingStep | TextCanvas]:
+    model: DiffusionGemma, tokenizer: Any, ids: list[int], config: GenerationConfig, noise: Noise,
+    steerings: list[Steering],
+) -> Iterator[DenoisingStep | TextCanvas]:  # fmt: skip
     began = time.perf_counter()
     cache = model.make_cache()
     prefill(model, mx.array([ids]), cache)
     prefilled = time.perf_counter()
     max_canvases = math.ceil(config.max_new_tokens / model.config.canvas_length)
     tokens, steps, decoder = [], 0, TextDecoder(tokenizer)
-    for event in generate_canvases(model, cache, config, noise, max_canvases):
+    for event in generate_canvases(model, cache, config, noise, max_canvases, steerings=steerings):
         if isinstance(event, DenoisingStep):
             yield event
             continue

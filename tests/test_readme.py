@@ -18,22 +18,25 @@ def test_two_set_up_commands_of_one_line_each():
     assert "pip install" in second and "pytest" in second
 
 
-def test_python_examples_run(capsys):
+def test_python_examples_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     namespace: dict = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["logits"].shape == (1, 64, 100)
     assert "one thousand eight hundred forty-two" in capsys.readouterr().out
+    assert (tmp_path / "run.npz").stat().st_size and "count 18 to 50" in (tmp_path / "run.html").read_text("utf-8")
 
 
 def test_every_option_is_in_the_readme():
     from convert.__main__ import build_parser as converter
     from mlx_dgemma.generate import build_parser as generator
+    from mlx_dgemma.report.__main__ import build_parser as report
     from mlx_dgemma.sweep.__main__ import build_parser as sweep
 
-    for parser in (converter(), generator(), sweep()):
+    for parser in (converter(), generator(), report(), sweep()):
         options = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
-        assert [o for o in options - {"--help", "--quantize"} if o not in README] == []
+        assert [o for o in options - {"--help", "--quantize", "--output"} if o not in README] == []
 
 
 def test_columns_and_fields_of_a_sweep_are_in_the_readme():

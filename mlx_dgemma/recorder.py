@@ -1,0 +1,150 @@
+"""Recording a run while it happens: every event is copied to small host arrays; `mlx_dgemma.trace` keeps and replays.
+
+recorder = Recorder(model, tokenizer, prompt, seed=3, model_id="embedded")
+for event in record(stream_generate(model, tokenizer, prompt, seed=3), recorder):
+    …
+recorder.trace().save("run.npz")
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_dgemma import __version__
+from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.text import Prompt, TextCanvas, prompt_ids
+from mlx_dgemma.trace import ARRAYS, Committed, Trace
+
+Event = DenoisingStep | TextCanvas | CommittedCanvas
+
+
+class Recorder:
+    """Collects the events of one run; `trace` gives what was recorded so far, at any time.
+
+    Args:
+        model, tokenizer, prompt, config, seed, chat_template: what `stream_generate` was given; seed None stands for a
+            noise source of the caller's.
+        model_id: the checkpoint's folder or hub repository, or "embedded".
+
+    Raises:
+        DGemmaError: as `stream_generate`, for a prompt that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionGemma,
+        tokenizer: Any,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        model_id: str,
+        seed: int | None = 0,
+        chat_template: bool = True,
+    ):
+        self._about = {
+            "prompt": prompt,
+            "prompt_ids": np.array(prompt_ids(tokenizer, prompt, chat_template), np.int32),
+            "settings": asdict((config or GenerationConfig()).over(model.generation_config)),
+            "seed": seed,
+            "model_id": model_id,
+            "versions": {"mlx-dgemma": __version__, "mlx": mx.__version__},
+        }
+        self._tokenizer = tokenizer
+        self._steps: list[dict[str, Any]] = []
+        self._committed: list[Committed] = []
+        self._ended = False
+        self._began = self._resumed = time.perf_counter()
+
+    def resume(self) -> None:
+        """Starts the clock of the next step: what the caller did since the last event is not that step's time."""
+        self._resumed = time.perf_counter()
+
+    def add(self, event: Event) -> None:
+        """Records an event of `stream_generate` or `generate_canvases`; its arrays are copied."""
+        now = time.perf_counter()
+        if isinstance(event, DenoisingStep):
+            self._steps.append(_host(event, now - self._resumed, now - self._began))
+        elif isinstance(event, TextCanvas):
+            self._committed.append(
+                Committed(
+                    event.canvas_index, event.steps, len(event.tokens), event.text, event.finish_reason, event.stats
+                )
+            )
+        else:
+            self._committed.append(Committed(event.canvas_index, event.steps, event.tokens.shape[1], "", None, None))
+        self.resume()
+
+    def end(self) -> None:
+        """Notes that the run came to its own end; `record` does it."""
+        self._ended = True
+
+    def trace(self) -> Trace:
+        """What was recorded so far.
+
+        Raises:
+            DGemmaError: not a single step was.
+        """
+        if not self._steps:
+            raise DGemmaError("there is no trace: the run ended before its first denoising step was done")
+        names = self._steps[0].keys()
+        arrays = {name: np.array([step[name] for step in self._steps], ARRAYS[name][0]) for name in names}
+        ids = np.unique(np.concatenate([arrays["canvas"].ravel(), arrays["draft"].ravel(), self._about["prompt_ids"]]))
+        return Trace(
+            **arrays,
+            **self._about,
+            finish_reason=self._finish_reason(),
+            committed=tuple(self._committed),
+            pieces=pieces(self._tokenizer, ids.tolist()),
+        )
+
+    def _finish_reason(self) -> str:
+        reason = self._committed[-1].finish_reason if self._committed else None
+        return reason or ("length" if self._ended else "interrupted")
+
+
+def _host(event: DenoisingStep, seconds: float, elapsed: float) -> dict[str, Any]:
+    """A step's part of every array of a trace, copied off the device."""
+    accepted = np.array(event.accepted)
+    return {
+        "canvas": np.array(event.canvas),
+        "draft": np.array(event.draft),
+        "entropy": np.array(event.entropy),
+        "log_p": np.zeros(accepted.shape, np.float32) if event.log_p is None else np.array(event.log_p),
+        "accepted": accepted,
+        "clamped": np.zeros_like(accepted) if event.clamped is None else np.array(event.clamped),
+        "canvas_index": event.canvas_index,
+        "step": event.step,
+        "remaining": event.remaining,
+        "temperature": event.temperature,
+        "accepted_count": event.accepted_count,
+        "mean_entropy": event.mean_entropy,
+        "finished": event.finished,
+        "seconds": seconds,
+        "elapsed": elapsed,
+    }
+
+
+def record(stream: Iterable[Event], recorder: Recorder) -> Iterator[Event]:
+    """Passes a stream on, event by event, each recorded first; only the stream's own time counts as a step's."""
+    recorder.resume()
+    for event in stream:
+        recorder.add(event)
+        yield event
+        recorder.resume()
+    recorder.end()
+
+
+def pieces(tokenizer: Any, ids: list[int]) -> dict[int, str]:
+    """The text of each token by itself; the token's name where that is no text (half a character, a special token)."""
+    if tokenizer is None:
+        return {}
+    texts = (tokenizer.decode([token], skip_special_tokens=False) for token in ids)
+    names = zip(ids, texts, tokenizer.convert_ids_to_tokens(ids), strict=True)
+    return {token: text if text and "\ufffd" not in text else name for token, text, name in names}

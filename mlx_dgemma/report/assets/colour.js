@@ -1,0 +1,80 @@
+// Entropy as colour, in the page's light or dark palette: square root, so that small entropies can be told apart.
+
+let palette = readPalette();
+
+function readPalette() {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+  const names = ["paper", "ink", "muted", "line", "accent", "clamp", "rejected"];
+  return {
+    ...Object.fromEntries(names.map((name) => [name, colour(name)])),
+    heat: [0, 1, 2, 3, 4].map((i) => rgb(colour(`heat-${i}`))),
+  };
+}
+
+function rgb(hex) {
+  return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+}
+
+// Where on the scale an entropy in nats lies, 0 … 1; NaN stays NaN.
+const level = (nats) => Math.sqrt(Math.min(Math.max(nats, 0), maxEntropy) / maxEntropy);
+
+function heatColour(value) {
+  if (Number.isNaN(value)) return [128, 128, 128];
+  const place = value * (palette.heat.length - 1);
+  const i = Math.min(Math.floor(place), palette.heat.length - 2);
+  return palette.heat[i].map((part, c) => Math.round(part + (palette.heat[i + 1][c] - part) * (place - i)));
+}
+
+const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
+
+function luminance(colour) {
+  const [r, g, b] = colour.map((part) => (part / 255 <= 0.04045 ? part / 3294.6 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+// Black or white, whichever is easier to read on a colour.
+const inkOn = (colour) => (luminance(colour) > 0.179 ? "#000000" : "#ffffff");
+
+function drawLegend() {
+  const legend = document.getElementById("legend");
+  legend.replaceChildren();
+  if (state.heat === "entropy") legend.append(ramp());
+  else {
+    legend.append(swatch(palette.accent, "accepted"), swatch(palette.rejected, "not accepted, renoised"));
+  }
+  if (anyClamped) legend.append(swatch(palette.clamp, "clamped"));
+}
+
+function swatch(colour, text) {
+  const item = make("span");
+  const patch = make("span", "swatch");
+  patch.style.background = colour;
+  item.append(patch, text);
+  return item;
+}
+
+function ramp() {
+  const box = make("div", "ramp");
+  const bar = make("i");
+  const stops = Array.from({ length: 17 }, (_, i) => css(heatColour(i / 16)));
+  bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+  box.append(bar, tick(0, "0"));
+  let reached = 0;
+  for (const nats of [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8]) {
+    if (level(nats) - reached > 0.12 && level(nats) < 0.72) {
+      box.append(tick(level(nats), String(nats)));
+      reached = level(nats);
+    }
+  }
+  const last = tick(1, `${short(maxEntropy)} nats`);
+  last.className = "last";
+  box.append(last);
+  return box;
+}
+
+function tick(place, text) {
+  const label = make("span", "", text);
+  label.style.left = `${100 * place}%`;
+  return label;
+}

@@ -1,0 +1,92 @@
+"""A trace as one self-contained HTML page: style, script and data inside, nothing fetched.
+
+What the trace says reaches the page as escaped text, or as JSON that the script puts into the page as text. A content
+security policy with the hashes of our own style and script lets nothing else run or load.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_dgemma.files import write_whole
+from mlx_dgemma.report.summary import about, prompt_text, summary
+from mlx_dgemma.trace import Trace
+
+_SCRIPTS = ("data.js", "colour.js", "tokens.js", "tooltip.js", "heatmap.js", "curves.js", "page.js")
+_SERIES = ("canvas_index", "step", "remaining", "temperature", "accepted_count", "mean_entropy", "seconds")
+_CELLS = {"canvas": "<i4", "draft": "<i4", "entropy": "<f4", "accepted": "u1", "clamped": "u1"}
+
+
+def write_report(trace: Trace, path: str | Path) -> None:
+    """Writes the page of a trace.
+
+    Raises:
+        DGemmaError: the file cannot be written there.
+    """
+    page = render(trace).encode("utf-8", "replace")
+    write_whole(path, lambda file: file.write(page))
+
+
+def render(trace: Trace) -> str:
+    """The page of a trace, as HTML."""
+    prompt = prompt_text(trace)
+    style, script = _asset("page.css"), '(() => {\n"use strict";\n' + "\n".join(map(_asset, _SCRIPTS)) + "\n})();\n"
+    rows = "".join(f"<tr><th scope=row>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in summary(trace))
+    parts = {
+        "title": html.escape(f"{prompt[:60]} · DiffusionGemma trace"),
+        "style_hash": _hash(style),
+        "style": style,
+        "script_hash": _hash(script),
+        "script": script,
+        "prompt": html.escape(prompt),
+        "about": html.escape(about(trace)),
+        "text": html.escape(trace.text),
+        "summary": rows,
+        "trace": _json(_content(trace)),
+    }
+    # in one pass, so that what is put in is not searched for places again
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _asset("page.html"))
+
+
+def _asset(name: str) -> str:
+    return (files("mlx_dgemma.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _content(trace: Trace) -> dict[str, Any]:
+    """What the script reads: cells as base64 of little-endian arrays, series as lists, texts by token id."""
+    steps, rows, positions = trace.canvas.shape
+    return {
+        "steps": steps,
+        "rows": rows,
+        "positions": positions,
+        "arrays": {name: _base64(getattr(trace, name), dtype) for name, dtype in _CELLS.items()},
+        "series": {name: [_finite(value) for value in getattr(trace, name).tolist()] for name in _SERIES},
+        "pieces": list(trace.pieces.items()),
+        "confidence_threshold": trace.settings["confidence_threshold"],
+    }
+
+
+def _base64(array: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, dtype)).decode()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _json(content: Any) -> str:
+    """ASCII JSON that may stand inside a script element: no character that HTML could take for markup."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

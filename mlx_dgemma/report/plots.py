@@ -1,0 +1,112 @@
+"""A trace as PNG: a heat map by step and position, and curves by step. Needs matplotlib (the `plots` extra)."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.files import write_whole
+from mlx_dgemma.trace import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEAT = ["#fbfaf7", "#f7e3ae", "#f0a55c", "#d4524c", "#74255a"]  # the page's, on paper
+REJECTED, ACCEPTED, CLAMPED, INK, MUTED = "#e7e2d8", "#23698a", "#2c7a46", "#24211c", "#696359"
+DPI = 150
+
+
+def check_matplotlib() -> None:
+    """Raises a DGemmaError if matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise DGemmaError("--png needs matplotlib, which is not installed: pip install 'mlx-dgemma[plots]'")
+
+
+def write_plots(trace: Trace, prefix: str | Path) -> list[Path]:
+    """Writes `prefix`-heatmap.png (with -2, -3 … for more samples) and `prefix`-curves.png; returns their paths.
+
+    Raises:
+        DGemmaError: no matplotlib, or a file cannot be written there.
+    """
+    check_matplotlib()
+    rows = range(trace.canvas.shape[1])
+    names = [f"{prefix}-heatmap{f'-{row + 1}' if row else ''}.png" for row in rows]
+    figures = [*((name, heat_map(trace, row)) for name, row in zip(names, rows, strict=True))]
+    figures.append((f"{prefix}-curves.png", curves(trace)))
+    for name, figure in figures:
+        write_whole(name, lambda file, figure=figure: figure.savefig(file, dpi=DPI, format="png"))
+    return [Path(name) for name, _ in figures]
+
+
+def heat_map(trace: Trace, row: int = 0) -> "Figure":
+    """Entropy and acceptance of one sample, step across and position down."""
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap, PowerNorm
+    from matplotlib.patches import Patch
+
+    entropy = trace.entropy[:, row].T  # (C, S)
+    state = np.where(trace.clamped[:, row], 2, trace.accepted[:, row]).T
+    figure, axes = _figure(2, (9, 8))
+    extent = (0.5, len(trace.step) + 0.5, entropy.shape[0] - 0.5, -0.5)
+    shown = dict(aspect="auto", interpolation="nearest", extent=extent)
+    top = float(np.nanmax(np.where(np.isfinite(entropy), entropy, np.nan), initial=1e-3))
+    colours = LinearSegmentedColormap.from_list("heat", HEAT).with_extremes(bad="#808080")
+    image = axes[0].imshow(entropy, cmap=colours, norm=PowerNorm(0.5, 0, top, clip=True), **shown)
+    figure.colorbar(image, ax=axes[0], label="entropy, nats", pad=0.015)
+    axes[1].imshow(state, cmap=ListedColormap([REJECTED, ACCEPTED, CLAMPED]), vmin=-0.5, vmax=2.5, **shown)
+    marks = [Patch(color=ACCEPTED, label="accepted"), Patch(facecolor=REJECTED, edgecolor=MUTED, label="not accepted")]
+    marks += [Patch(color=CLAMPED, label="clamped")] * bool(trace.clamped.any())
+    axes[1].legend(handles=marks, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, borderaxespad=0.2)
+    for axis, name in zip(axes, ("Entropy", "Acceptance"), strict=True):
+        axis.set_title(name, loc="left", fontsize=11)
+        axis.set_ylabel("position")
+    _step_axis(trace, axes)
+    return figure
+
+
+def curves(trace: Trace) -> "Figure":
+    """Accepted positions, mean entropy (log scale) and temperature by step."""
+    figure, axes = _figure(3, (9, 7))
+    steps = np.arange(1, len(trace.step) + 1)
+    threshold = trace.settings["confidence_threshold"]
+    panels = (
+        ("accepted positions", trace.accepted_count),
+        ("mean entropy, nats", np.where(trace.mean_entropy > 0, trace.mean_entropy, np.nan)),
+        ("temperature", trace.temperature),
+    )
+    for axis, (name, values) in zip(axes, panels, strict=True):
+        for index in np.unique(trace.canvas_index):
+            part = trace.canvas_index == index
+            axis.plot(steps[part], values[part], color=INK, linewidth=1.4, marker="o", markersize=2.5)
+        axis.set_ylabel(name)
+        axis.grid(axis="y", color="#dcd7cc", linewidth=0.7)
+    axes[0].set_ylim(0, trace.accepted[0].size * 1.04)
+    axes[1].set_yscale("log")
+    axes[1].axhline(threshold, color=MUTED, linestyle="--", linewidth=1, label=f"confidence threshold {threshold} nats")
+    axes[1].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    _step_axis(trace, axes)
+    return figure
+
+
+def _figure(panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # inches
+    return figure, list(figure.subplots(panels, 1, sharex=True))
+
+
+def _step_axis(trace: Trace, axes: "list[Axes]") -> None:
+    """Whole steps below the last panel, a line where a canvas begins."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        for boundary in np.flatnonzero(np.diff(trace.canvas_index)) + 1.5:
+            axis.axvline(boundary, color=HEAT[0], linewidth=3)
+            axis.axvline(boundary, color=MUTED, linewidth=0.9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(0.5, len(trace.step) + 0.5)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set_xlabel("denoising step" + (", all canvases" if trace.canvas_index[-1] else ""))

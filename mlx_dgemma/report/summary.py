@@ -1,0 +1,62 @@
+"""A trace in words: the table of a report."""
+
+from mlx_dgemma.trace import Trace
+
+
+def prompt_text(trace: Trace) -> str:
+    """The prompt as a reader would write it: the text, one line a chat message, or the token ids."""
+    if isinstance(trace.prompt, str):
+        return trace.prompt
+    return "\n".join(f"{m['role']}: {m['content']}" for m in trace.prompt if isinstance(m, dict)) or "token ids " + (
+        " ".join(map(str, trace.prompt))
+    )
+
+
+def about(trace: Trace) -> str:
+    """One line: model, seed, canvases, steps, how it ended."""
+    seed = "own noise" if trace.seed is None else f"seed {trace.seed}"
+    return f"{trace.model_id} · {seed} · {_canvases(trace)} · {_count(len(trace.step), 'step')} · {trace.finish_reason}"
+
+
+def summary(trace: Trace) -> list[tuple[str, str]]:
+    """Name and value, row by row."""
+    last = trace.committed[-1].stats if trace.committed else None
+    seconds = last.seconds if last else float(trace.seconds.sum())
+    tokens = sum(canvas.token_count for canvas in trace.committed) * trace.canvas.shape[1]
+    per_canvas = [int((trace.canvas_index == index).sum()) for index in dict.fromkeys(trace.canvas_index.tolist())]
+    rows = [
+        ("prompt", prompt_text(trace)),
+        ("prompt tokens", _prompt_tokens(trace)),
+        ("model", trace.model_id),
+        ("seed", "none (noise of the caller's)" if trace.seed is None else str(trace.seed)),
+        ("finish reason", trace.finish_reason),
+        ("canvases", f"{_canvases(trace)}, {trace.canvas.shape[2]} positions each"),
+        ("denoising steps", f"{len(trace.step)}" + (f" ({' + '.join(map(str, per_canvas))})" * (len(per_canvas) > 1))),
+        ("tokens", f"{tokens}"),
+        ("seconds", f"{seconds:.3f}"),
+        ("tokens per second", f"{tokens / seconds:.1f}" if seconds else "none"),
+        ("tokens per step", f"{tokens / len(trace.step):.1f}"),
+        ("median step", f"{1e3 * sorted(trace.seconds)[len(trace.step) // 2]:.1f} ms"),
+    ]
+    if trace.canvas.shape[1] > 1:
+        rows.insert(5, ("samples", str(trace.canvas.shape[1])))
+    if trace.clamped.any():
+        rows.append(("clamped positions", f"{int(trace.clamped.any(0).sum())}"))
+    units = {"entropy_bound": " nats", "confidence_threshold": " nats"}
+    rows += [(name, f"{value}{units.get(name, '')}") for name, value in trace.settings.items()]
+    return rows + [(f"{name} version", version) for name, version in trace.versions.items()]
+
+
+def _prompt_tokens(trace: Trace) -> str:
+    last = trace.committed[-1].stats if trace.committed else None
+    rate = f", {last.prompt_tokens_per_second:.1f} per second" if last else ""
+    return f"{len(trace.prompt_ids)}{rate}"
+
+
+def _canvases(trace: Trace) -> str:
+    begun, whole = int(trace.canvas_index[-1]) + 1, len(trace.committed)
+    return _count(begun, "canvas", "canvases") + (f", {whole} committed" if whole < begun else "")
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

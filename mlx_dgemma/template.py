@@ -1,0 +1,108 @@
+"""Templates: text with gaps, and drafts, as steered canvases.
+
+`{10}` is a gap of ten tokens, `{}` at the very end leaves the rest free, `\\{10}` is the text `{10}`. Other braces are
+themselves, so that JSON skeletons can be written as they are: `{"name": "{6}", "age": {2}}`.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.steering import Steering
+
+_GAP = re.compile(r"(?<!\\)\{(\d*)\}")
+
+
+@dataclass(frozen=True)
+class CanvasPlan:
+    """What the canvases of a generation start from.
+
+    Attributes:
+        given: token ids by position, None where the model fills in; over as many canvases as it takes.
+        draft: token ids that the first canvas starts from instead of noise.
+        noise: share of the draft that is replaced by noise, 0 … 1.
+        seed: chooses which.
+    """
+
+    given: Sequence[int | None] = ()
+    draft: Sequence[int] = ()
+    noise: float = 0.0
+    seed: int = 0
+
+    def steerings(self, canvas: int, vocab_size: int) -> list[Steering]:
+        """One Steering a canvas of that length.
+
+        Raises:
+            DGemmaError: an id outside the vocabulary, a draft longer than a canvas, a share outside 0 … 1.
+        """
+        for token in (*self.given, *self.draft):
+            if token is not None and not (type(token) is int and 0 <= token < vocab_size):
+                raise DGemmaError(f"canvas: token id {token!r} is outside the vocabulary (0 … {vocab_size - 1})")
+        if not 0 <= self.noise <= 1:
+            raise DGemmaError(f"the share of noise is {self.noise}; give a number from 0 to 1")
+        if len(self.draft) > canvas:
+            raise DGemmaError(f"the draft has {len(self.draft)} tokens, one canvas has {canvas}; shorten it")
+        parts = [self.given[start : start + canvas] for start in range(0, len(self.given), canvas)]
+        if self.draft and not parts:
+            parts = [()]
+        return [self._steering(part, canvas, is_first=i == 0) for i, part in enumerate(parts)]
+
+    def _steering(self, part: Sequence[int | None], canvas: int, *, is_first: bool) -> Steering:
+        tokens = [*part, *[None] * (canvas - len(part))]
+        is_steered = any(token is not None for token in tokens)
+        given = mx.array([[token or 0 for token in tokens]]) if is_steered else None
+        clamped = mx.array([[token is not None for token in tokens]]) if is_steered else None
+        if not (is_first and self.draft):
+            return Steering(given, clamped)
+        replaced = set(random.Random(self.seed).sample(range(len(self.draft)), round(self.noise * len(self.draft))))
+        keep = [i < len(self.draft) and i not in replaced for i in range(canvas)]
+        draft = [*self.draft, *[0] * (canvas - len(self.draft))]
+        return Steering(given, clamped, mx.array([draft]), mx.array([keep]))
+
+
+def parse_template(tokenizer: Any, template: str, end: Sequence[int], canvas: int) -> list[int | None]:
+    """Token ids of a template, None in its gaps; after its last token the first `end` id, then padding of the canvas.
+
+    Args:
+        tokenizer: from `load`.
+        template: see the module's description.
+        end: stop ids; none leaves what follows the template free, as a final `{}` does.
+        canvas: positions of a canvas.
+
+    Raises:
+        DGemmaError: no tokenizer, an empty template, a gap of no tokens, `{}` before the end.
+    """
+    ids, is_open, position = [], not end, 0
+    for gap in _GAP.finditer(template):
+        ids += encode(tokenizer, template[position : gap.start()])
+        position = gap.end()
+        if gap[1]:
+            if int(gap[1]) == 0:
+                raise DGemmaError("template: a gap {0} holds no token; give its length, {10} say")
+            ids += [None] * int(gap[1])
+        elif position < len(template):
+            raise DGemmaError(
+                "template: {} leaves the rest free and must stand at the end; give gaps a length, {10} say"
+            )
+        else:
+            is_open = True
+    ids += encode(tokenizer, template[position:])
+    if not ids and not is_open:
+        raise DGemmaError("the template is empty; give a text with gaps like {10}")
+    if is_open:
+        return ids
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0]
+    ids.append(end[0])
+    return ids + [pad] * (-len(ids) % canvas)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a piece of text, without special tokens."""
+    if tokenizer is None:
+        raise DGemmaError("the checkpoint has no tokenizer files; give canvas=[token ids or None]")
+    return tokenizer.encode(text.replace("\\{", "{"), add_special_tokens=False) if text else []

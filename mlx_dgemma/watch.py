@@ -1,0 +1,220 @@
+"""The canvas, redrawn in place on stderr at each denoising step; committed text goes to stdout above it.
+
+`picture` draws one step as rows that fit a terminal; `LiveCanvas` puts them there and takes them away.
+"""
+
+import functools
+import os
+import signal
+import sys
+import textwrap
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.live import Live
+from rich.segment import Segment, Segments
+from rich.style import Style
+from rich.text import Text
+
+from mlx_dgemma.diffusion import DenoisingStep
+from mlx_dgemma.progress import ProgressLine, cells, fit, last_row, step_line, terminal_size
+
+UNCERTAIN = (0.1, 0.5, 1.5)  # nats: a position that is not accepted is a shade fainter from each of these on
+NOISE = len(UNCERTAIN) + 1  # the level from the last of them on, where no token is shown
+SHADES = {"dark": ("grey74", "grey54", "grey39", "grey27"), "light": ("grey35", "grey54", "grey66", "grey82")}
+NOISE_CELL, STOP, FILLER, NEWLINE, NOT_DRAWABLE = "░", "■", "·", "↵", "\ufffd"
+HALF_FLAGS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))  # two make a flag; alone they are one column wide, or two
+Row = list[Segment]
+
+
+def live_canvas(progress: ProgressLine, tokenizer: Any, stops: Collection[int]) -> ProgressLine:
+    """The live canvas; where stderr cannot show it, `progress`, after a line that says so.
+
+    `tokenizer` may be None, token ids are shown then; `stops` are the ids of the stop tokens.
+    """
+    console = Console(stderr=True)
+    # rich can be told to take a file for a terminal, which has no size to fit
+    if sys.stderr.isatty() and console.is_terminal and console.is_interactive:
+        sys.stderr.reconfigure(encoding="utf-8")
+        return LiveCanvas(console, TokenTexts(tokenizer), stops)
+    print("--watch needs a terminal on stderr; showing progress instead", file=sys.stderr)
+    return progress
+
+
+class LiveCanvas(ProgressLine):
+    """Draws canvases on a rich console that is the terminal on stderr; they begin below the text's last row."""
+
+    def __init__(self, console: Console, texts: "TokenTexts", stops: Collection[int]):
+        super().__init__(enabled=True)
+        self._console, self._texts, self._stops = console, texts, stops
+        self._shade = "light" if os.environ.get("COLORFGBG", "").endswith((";7", ";15")) else "dark"
+        self._live: Live | None = None
+        self._widths: list[int] = []  # of the rows on the screen, in columns
+
+    def step(self, event: DenoisingStep) -> None:
+        with _whole():
+            self._measure()
+            rows = picture(event, self._texts, self._stops, terminal_size(), self._shade)
+            if self._live is None:
+                self._start()
+            self._live.update(Segments(_joined(rows)), refresh=True)
+            self._widths = [sum(segment.cell_length for segment in row) for row in rows]
+
+    def clear(self) -> None:
+        """Takes the canvas away and puts the cursor where the text ends."""
+        if self._live is not None:
+            with _whole():
+                self._measure()
+                self._live.update(Text(""))
+                self._live.stop()
+                self._live, self._widths = None, []
+                if self._shares_terminal and self._line:
+                    sys.stderr.write("\x1b[A\r" + last_row(self._line, terminal_size().columns))
+                    sys.stderr.flush()
+        super().clear()
+
+    def _start(self) -> None:
+        if self._shares_terminal and self._line:
+            sys.stderr.write("\n")
+        self._live = Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="crop",
+        )
+        self._live.start()
+
+    def _measure(self) -> None:
+        """Takes the terminal's size; a narrower one wrapped our rows, and rich erases only as many as it has drawn."""
+        size = terminal_size()
+        wrapped = sum((width - 1) // size.columns for width in self._widths if width)
+        sys.stderr.write("\x1b[2K\x1b[A" * min(wrapped, size.lines - 1))
+        self._console.size = size
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Holds Ctrl-C back until a drawing is complete: half of one could not be erased, and would hide the cursor."""
+    pressed = []
+    previous = signal.signal(signal.SIGINT, lambda *arguments: pressed.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if pressed and callable(previous):
+            previous(*pressed[0])
+
+
+class TokenTexts(dict[int, str]):
+    """What to draw for a token id, decoded when first asked for; ids themselves without a tokenizer."""
+
+    def __init__(self, tokenizer: Any):
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> str:
+        text = f"{token} " if self._tokenizer is None else drawable(self._tokenizer.decode([token]))
+        self[token] = text
+        return text
+
+
+def drawable(text: str) -> str:
+    """A token's text, of which a terminal obeys nothing but newlines; never empty.
+
+    Control characters become their pictures; what has no certain width (joiners, direction marks, private use) or no
+    meaning (surrogates, unassigned) becomes U+FFFD; variation selectors are dropped, as terminals disagree on them.
+    """
+    return "".join(map(_drawable, text)) or NOT_DRAWABLE
+
+
+def _drawable(character: str) -> str:
+    if character == "\n":
+        return character
+    if "\ufe00" <= character <= "\ufe0f":
+        return ""
+    if character < " " or character == "\x7f":
+        return chr(0x2400 + ord(character)) if character < " " else "\u2421"
+    kind = unicodedata.category(character)
+    return NOT_DRAWABLE if kind.startswith("C") or kind in ("Zl", "Zp") else character
+
+
+def picture(
+    step: DenoisingStep, texts: TokenTexts, stops: Collection[int], size: os.terminal_size, shade: str = "dark"
+) -> list[Row]:
+    """One denoising step (row 0 of a batch) as rows of segments: the draft, then the step in figures.
+
+    Args:
+        step: the step; accepted positions are plain, others fainter with entropy and noise at last, clamped ones bold
+            and underlined.
+        texts: what to draw for an id.
+        stops: ids of the stop tokens; no tokens are drawn behind the first.
+        size: the terminal's columns and lines. Rows leave its last column free, and together two of its lines: one for
+            the text's last row above, one for the cursor below.
+        shade: the terminal's background, "dark" or "light".
+    """
+    width, height = max(1, size.columns - 1), max(1, size.lines - 2)
+    rows = wrapped(_pieces(step, texts, stops, SHADES[shade]), width)
+    # two columns less: a terminal echoes Ctrl-C as ^C behind the last row
+    figures = textwrap.wrap(step_line(step), max(1, width - 2))[:height]
+    room = height - len(figures)
+    if len(rows) > room:
+        kept = max(0, room - 1)
+        more = Segment(fit(f"… {len(rows) - kept} more rows", width), Style.parse("cyan"))
+        rows = [*rows[:kept], [more]][:room]
+    return [*rows, *([Segment(line, Style.parse("cyan"))] for line in figures)]
+
+
+def _pieces(
+    step: DenoisingStep, texts: TokenTexts, stops: Collection[int], shades: tuple[str, ...]
+) -> Iterator[tuple[str, Style]]:
+    """Text and style of each position. Behind a stop token there is a filler, and nothing once it is settled."""
+    ended = False
+    clamped = [False] * step.draft.shape[1] if step.clamped is None else step.clamped.tolist()[0]
+    positions = zip(step.draft.tolist()[0], step.entropy.tolist()[0], step.accepted.tolist()[0], clamped, strict=True)
+    for token, entropy, accepted, fixed in positions:
+        if ended:
+            yield FILLER, Style.parse(shades[-1])
+            continue
+        level = 0 if accepted or fixed else 1 + bisect_right(UNCERTAIN, entropy)
+        text = STOP if token in stops else texts[token]
+        style = "bold underline" if fixed else shades[level - 1] if level else "none"
+        yield NOISE_CELL * (columns(text) or 1) if level == NOISE else text, Style.parse(style)
+        if token in stops and level <= 1:
+            return
+        ended = token in stops and level < NOISE
+
+
+def wrapped(pieces: Iterable[tuple[str, Style]], width: int) -> list[Row]:
+    """Rows of at most `width` columns; newlines are shown and end a row."""
+    rows, used = [], width
+    for text, style in pieces:
+        for character in text:
+            glyph = NEWLINE if character == "\n" else character
+            if not rows and not columns(glyph):
+                glyph = "◌" + glyph  # a combining mark would join whatever stands above
+            if columns(glyph) > width:
+                glyph = NOT_DRAWABLE
+            size = columns(glyph)
+            if used + size > width:
+                rows.append([])
+                used = 0
+            rows[-1].append(Segment(glyph, style))
+            used = width if character == "\n" else used + size
+    return [list(Segment.simplify(row)) for row in rows]
+
+
+@functools.lru_cache(1 << 16)
+def columns(text: str) -> int:
+    """Columns a text may take, the most of several opinions: a row too long would break the picture."""
+    return sum(max(cells(c), cell_len(c), 2 * (c in HALF_FLAGS)) for c in text.replace("\n", NEWLINE))
+
+
+def _joined(rows: list[Row]) -> Row:
+    return [segment for i, row in enumerate(rows) for segment in ([Segment.line()] if i else []) + row]

@@ -1,0 +1,299 @@
+"""The report's page does in a browser what it says."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from selenium.webdriver import ActionChains, Keys
+
+from mlx_dgemma.report.page import write_report
+from mlx_dgemma.trace import Trace
+from tests.browser import Page, contrast, short, start
+from tests.report_data import HOSTILE, PROMPT, recorded
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return recorded()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    yield from start(str(tmp_path_factory.mktemp("profile")))
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens the report of a trace; at the end of the test the console must have been silent."""
+    page = Page(browser)
+
+    def open_report(trace: Trace, scheme: str = "light", width: int = 1280) -> Page:
+        write_report(trace, tmp_path / "run.html")
+        page.media(scheme)
+        page.size(width, 900)
+        browser.get((tmp_path / "run.html").as_uri())
+        return page
+
+    yield open_report
+    assert page.complaints() == []
+
+
+def shown(trace: Trace, step: int, row: int = 0, ids: str = "draft") -> list[str]:
+    """What the tokens of a step should read."""
+    pieces = [trace.pieces[token] for token in getattr(trace, ids)[step, row].tolist()]
+    return [piece.replace("\n", "↵") for piece in pieces]
+
+
+def test_it_opens_on_the_first_step(opened, trace):
+    page = opened(trace)
+    assert page.tokens() == shown(trace, 0)
+    assert PROMPT in page.browser.title and page.one("h1").text == PROMPT
+    assert page.one(".final").text == trace.text
+    assert int(page.one("#step").get_property("max")) == len(trace.step) - 1
+    assert len(page.browser.find_elements("css selector", "#segments span")) == 2
+
+
+def test_the_slider_changes_the_canvas(opened, trace):
+    page = opened(trace)
+    seen = set()
+    for step in range(len(trace.step)):
+        page.slide(step)
+        assert page.tokens() == shown(trace, step)
+        assert page.classes("open") == np.flatnonzero(~trace.accepted[step, 0]).tolist()
+        figures = page.readout()
+        assert figures["accepted"] == f"{trace.accepted_count[step]} of 64"
+        assert figures["temperature"] == f"{trace.temperature[step]:.3f}"
+        assert figures["canvas"] == f"{trace.canvas_index[step] + 1} of 2"
+        seen.add("".join(page.tokens()))
+    assert len(seen) > 2  # within a canvas, too
+    page.choose("ids", "canvas")
+    assert page.tokens() == shown(trace, len(trace.step) - 1, ids="canvas")
+
+
+def test_play_runs_to_the_end_and_starts_again(opened, trace):
+    page = opened(trace)
+    page.one("#speed option[value='25']").click()
+    page.one("#play").click()
+    assert page.one("#play").get_attribute("aria-label") == "Pause"
+    page.wait(lambda: page.step() == len(trace.step) - 1)
+    page.wait(lambda: page.one("#play").get_attribute("aria-label") == "Play")
+    assert page.tokens() == shown(trace, len(trace.step) - 1)
+    page.one("#speed option[value='1']").click()
+    page.one("#play").click()
+    assert page.step() == 0
+
+
+def test_keys(opened, trace):
+    page = opened(trace)
+    body, press = page.one("body"), lambda key: ActionChains(page.browser).send_keys(key).perform()
+    body.send_keys(Keys.ARROW_RIGHT)
+    assert page.step() == 1
+    body.send_keys(Keys.ARROW_LEFT)
+    assert page.step() == 0
+    page.one("#step").send_keys(Keys.ARROW_RIGHT)  # the slider's own key: one step, not two
+    assert page.step() == 1 and page.tokens() == shown(trace, 1)
+    page.one("#step").send_keys(" ")
+    page.wait(lambda: page.step() == 2)
+    press(" ")
+    assert page.one("#play").get_attribute("aria-label") == "Play"
+    page.run("document.querySelector('.token').focus()")
+    for _ in range(3):
+        press(Keys.ARROW_DOWN)
+    press(Keys.ARROW_UP)
+    assert "position 2 · " in page.tooltip()
+    before = page.step()
+    press(Keys.ARROW_LEFT)  # steps, and the focus stays where it is
+    assert page.step() == before - 1
+    assert f"position 2 · canvas 1 · step {trace.step[before - 1]}" in page.tooltip()
+    press(Keys.ESCAPE)
+    assert not page.one("#tooltip").is_displayed()
+
+
+def test_hovering_over_a_token_tells_its_entropy_and_history(opened, trace):
+    page = opened(trace)
+    step, position = map(int, np.argwhere(~trace.accepted[:, 0])[0])
+    page.slide(step)
+    assert not page.one("#tooltip").is_displayed()
+    ActionChains(page.browser).move_to_element(page.one(f"[data-position='{position}']")).perform()
+    text = page.tooltip()
+    assert f"position {position} · canvas {trace.canvas_index[step] + 1} · step {trace.step[step]}" in text
+    assert f"{short(trace.entropy[step, 0, position])} nats" in text and "not accepted" in text
+    assert str(trace.draft[step, 0, position]) in text
+    per_canvas = trace.canvas_index == trace.canvas_index[step]
+    changes = np.count_nonzero(np.diff(trace.draft[per_canvas, 0, position])) + 1
+    assert len(page.browser.find_elements("css selector", "#tooltip li")) == min(changes, 8) + (changes > 8)
+    assert len(page.browser.find_elements("css selector", "#tooltip svg circle")) == per_canvas.sum()
+    ActionChains(page.browser).move_to_element(page.one("h1")).perform()
+    assert not page.one("#tooltip").is_displayed()
+
+
+def cell(page: Page, trace: Trace, step: int, position: int) -> ActionChains:
+    """The pointer over a cell of the heat map."""
+    box = page.one("#heat").rect
+    across = 44 + (box["width"] - 54) * (step + 0.5) / len(trace.step)
+    down = (box["height"] - 4) * (position + 0.5) / 64
+    offset = (round(across - box["width"] / 2), round(down - box["height"] / 2))
+    return ActionChains(page.browser).move_to_element_with_offset(page.one("#heat"), *offset)
+
+
+def test_the_heat_map_jumps_and_tells(opened, trace):
+    page, last = opened(trace), len(trace.step) - 1
+    cell(page, trace, last - 1, 20).perform()
+    assert f"position 20 · canvas 2 · step {trace.step[last - 1]}" in page.tooltip() and page.step() == 0
+    assert f"{short(trace.entropy[last - 1, 0, 20])} nats" in page.tooltip()
+    cell(page, trace, last, 3).click().perform()
+    assert page.step() == last and page.tokens() == shown(trace, last)
+
+
+def test_the_heat_map_switches(opened, trace):
+    page = opened(trace)
+    entropy, legend = page.heat(), page.one("#legend").text
+    page.choose("heat", "acceptance")
+    assert page.heat() != entropy and "nats" in legend and "not accepted" in page.one("#legend").text
+    assert "Heat map of acceptance" in page.one("#heat").get_attribute("aria-label")
+    page.slide(1)
+    acceptance = page.heat()
+    page.slide(2)
+    assert page.heat() != acceptance  # the current step is marked
+
+
+def test_the_curves_follow_and_jump(opened, trace):
+    page, place = opened(trace), "return document.querySelector('#curves circle:last-of-type').getAttribute('cx')"
+    before = page.run(place)
+    page.slide(len(trace.step) - 1)
+    assert float(page.run(place)) > float(before)
+    text = page.one("#curves").text
+    for name in ("accepted positions", "mean entropy, nats (log)", "temperature", "denoising step", "threshold 0.005"):
+        assert name in text
+    box = page.one("#curves").rect
+    ActionChains(page.browser).move_to_element_with_offset(
+        page.one("#curves"), round(50 - box["width"] / 2), 0
+    ).click().perform()
+    assert page.step() == 0
+
+
+def test_one_canvas_by_itself(opened, trace):
+    page, first = opened(trace), int((trace.canvas_index == 0).sum())
+    page.one("#which option[value='1']").click()
+    slider = page.one("#step")
+    assert (int(slider.get_property("min")), int(slider.get_property("max"))) == (first, len(trace.step) - 1)
+    assert page.step() == first and page.tokens() == shown(trace, first)
+    page.one("body").send_keys(Keys.ARROW_LEFT)
+    assert page.step() == first
+    assert len(page.browser.find_elements("css selector", "#segments span")) == 1
+
+
+def test_dark_mode(opened, trace):
+    page = opened(trace)
+    background = "return getComputedStyle(document.body).backgroundColor"
+    light, heat = page.run(background), page.heat()
+    page.media("dark")  # a change while the page is open, too
+    page.wait(lambda: page.heat() != heat)
+    assert page.run(background) != light
+    dark = page.heat()
+    assert opened(trace, "dark").heat() == dark
+    [colours] = page.colours("body")
+    assert contrast(colours[:3], colours[3:6]) > 10
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_token_is_readable_on_its_colour(opened, trace, scheme):
+    entropy = np.linspace(0, 5, trace.entropy.size, dtype=np.float32).reshape(trace.entropy.shape)
+    page = opened(dataclasses.replace(trace, entropy=entropy[:, :, ::-1].copy()), scheme)
+    ratios = []
+    for step in range(len(trace.step)):
+        page.slide(step)
+        ratios += [contrast(colour[:3], colour[3:]) for colour in page.colours(".token")]
+    assert len(ratios) == trace.entropy.size and min(ratios) > 4.5
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_is_wider_than_the_window(opened, trace, width):
+    page = opened(trace, width=width)
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    page.choose("layout", "grid")
+    assert page.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_clamped_positions_are_marked(opened, trace):
+    clamped = np.zeros_like(trace.accepted)
+    clamped[:, :, 5:9] = True
+    plain = opened(trace)
+    assert not plain.one("#clamped-key").is_displayed() and plain.classes("clamped") == []
+    page = opened(dataclasses.replace(trace, clamped=clamped))
+    assert page.classes("clamped") == [5, 6, 7, 8] and page.one("#clamped-key").is_displayed()
+    assert "clamped" in page.one("#legend").text
+    ActionChains(page.browser).move_to_element(page.one("[data-position='6']")).perform()
+    assert "clamped" in page.tooltip()
+
+
+def test_samples_can_be_chosen(opened, trace):
+    flipped = {n: np.concatenate([getattr(trace, n)] * 2, 1) for n in ("canvas", "entropy", "accepted", "clamped")}
+    draft = np.concatenate([trace.draft, trace.draft[:, :, ::-1]], 1)
+    two = dataclasses.replace(trace, draft=draft, **flipped)
+    page = opened(two)
+    assert page.tokens() == shown(two, 0)
+    page.one("#sample option[value='1']").click()
+    assert page.tokens() == shown(two, 0, row=1) == shown(two, 0)[::-1]
+    assert "over 2 samples" in page.one("#curves").text
+
+
+def test_hostile_text_is_shown_as_it_is(opened, trace):
+    draft, new = trace.draft.copy(), range(900, 900 + len(HOSTILE))
+    draft[:, :, : len(HOSTILE)] = list(new)
+    committed = tuple(dataclasses.replace(c, text="".join(HOSTILE)) for c in trace.committed)
+    pieces = trace.pieces | dict(zip(new, HOSTILE, strict=True))
+    evil = dataclasses.replace(
+        trace, draft=draft, pieces=pieces, prompt="".join(HOSTILE), model_id=HOSTILE[0], committed=committed
+    )
+    page = opened(evil)
+    assert page.tokens()[: len(HOSTILE)] == [*HOSTILE[:-1], "↵&amp;"]
+    assert page.run("return document.querySelector('h1').textContent") == evil.prompt
+    assert page.run("return document.querySelector('.final').textContent") == evil.text
+    assert page.browser.find_elements("css selector", "img, #tokens script, .panel script") == []
+    ActionChains(page.browser).move_to_element(page.one("[data-position='0']")).perform()
+    assert HOSTILE[0] in page.tooltip()
+
+
+def test_without_a_tokenizer_ids_are_shown(opened, trace):
+    page = opened(dataclasses.replace(trace, pieces={}))
+    assert "".join(page.tokens()).split() == [str(token) for token in trace.draft[0, 0]]
+
+
+def test_entropies_that_are_no_numbers(opened, trace):
+    entropy, mean = trace.entropy.copy(), trace.mean_entropy.copy()
+    entropy[0, 0, 3], entropy[0, 0, 4], mean[0] = np.nan, np.inf, np.nan
+    page = opened(dataclasses.replace(trace, entropy=entropy, mean_entropy=mean))
+    assert page.readout()["mean entropy"].startswith("not a number")
+    page.slide(1)
+    assert page.tokens() == shown(trace, 1)
+
+
+def long_run(trace: Trace, canvases: int = 10, steps: int = 48, positions: int = 256) -> Trace:
+    """A made-up run of the size of the published checkpoint's."""
+    total, random = canvases * steps, np.random.default_rng(0)
+    shape, step = (total, 1, positions), np.tile(np.arange(1, steps + 1, dtype=np.int32), canvases)
+    ids = random.choice(list(trace.pieces), shape).astype(np.int32)
+    entropy = random.exponential(1, shape).astype(np.float32)
+    return dataclasses.replace(
+        trace, canvas=ids, draft=ids, entropy=entropy, accepted=entropy < 1, clamped=entropy < 0, step=step,
+        canvas_index=np.repeat(np.arange(canvases, dtype=np.int32), steps), remaining=steps + 1 - step,
+        temperature=step / 50, accepted_count=(entropy < 1).sum((1, 2)), mean_entropy=entropy.mean((1, 2)),
+        finished=step == steps, seconds=step / 10, elapsed=np.cumsum(step / 10),
+    )  # fmt: skip
+
+
+def test_a_long_run_stays_usable(opened, trace):
+    long = long_run(trace)
+    began = time.perf_counter()
+    page = opened(long)
+    assert page.tokens() == shown(long, 0)
+    assert time.perf_counter() - began < 10
+    assert page.run("return document.getElementsByTagName('*').length") < 1500
+    moved = "const s = document.getElementById('step'), began = performance.now();"
+    moved += (
+        "for (let i = 1; i <= 40; i++) { s.value = 12 * i - 1; s.dispatchEvent(new Event('input')); s.offsetHeight }"
+    )
+    assert page.run(moved + "return (performance.now() - began) / 40") < 100  # ms a step, layout included
+    assert page.tokens() == shown(long, 479)
