@@ -38,9 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     for name, lowest in (("prompt_length", 1), ("steps", MIN_STEPS), ("repeat", 1), ("seed", 0)):
-        value = vars(args)[name]
-        if not lowest <= value < 2**31:
-            parser.error(f"--{name.replace('_', '-')} must be between {lowest} and 2^31 - 1, got {value}")
+        value, option = vars(args)[name], f"--{name.replace('_', '-')}"
+        if value < lowest:
+            parser.error(f"{option} must be at least {lowest}, got {value}")
+        if value >= 2**31:
+            parser.error(f"{option} must be below 2^31, got {value}")
     return exit_code(lambda: run(args), "interrupted")
 
 
@@ -54,22 +56,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def table(report: "Report") -> str:
-    """The report as text, a figure a line."""
-    r, rate = report, f"{report.prefill_tokens_per_second:,.1f} tokens/s"
+    """The report as text that fits 80 columns, a figure a line."""
+    r = report
+    alone = "" if r.rest_ms >= 0 else "the stages take longer alone than in the loop"
+    prompt = f"{r.prompt_length} tokens, {r.prefill_tokens_per_second:,.1f} tokens/s"
+    canvas = f"at {r.steps} steps per canvas of {r.canvas_length} tokens"
+    machine = f"{r.gigabytes_per_second:,.1f} GB/s, {r.gigaflops:,.0f} GFLOP/s"
     rows = (
-        ("model", f"{r.model}, {r.dtype}, {r.device}"),
-        ("prefill", f"{r.prompt_length} tokens in {r.prefill_seconds:.3f} s, {rate}"),
-        ("step", f"{r.step_ms:.2f} ms (median; canvas of {r.canvas_length} tokens)"),
-        ("  layers", f"{r.layers_ms:.2f} ms"),
-        ("  vocabulary", f"{r.vocabulary_ms:.2f} ms"),
-        ("  sampler, rest", f"{r.rest_ms:.2f} ms (below 0: the stages take longer alone than in the loop)"),
-        ("speed", f"{r.tokens_per_second:,.1f} tokens/s at {r.steps} steps per canvas; real text needs its own number"),
-        ("memory", f"{r.peak_bytes / 1e9:.3f} GB at most: weights {r.weight_bytes / 1e9:.3f}, "
-                   f"prefix {r.cache_bytes / 1e9:.3f}; denoising beyond those {r.transient_bytes / 1e9:.3f}"),
-        ("machine", f"{r.gigabytes_per_second:.1f} GB/s, {r.gigaflops:,.0f} GFLOP/s in {r.dtype} (measured)"),
-        ("floor", f"{r.floor_ms:.3g} ms per step on this machine: the loop runs at {r.percent_of_floor:.1f} % of it"),
+        ("model", r.model),
+        ("runs on", f"{r.device} in {r.dtype}; measured: {machine}"),
+        ("prefill", _ms(1000 * r.prefill_seconds), prompt),
+        ("step", _ms(r.step_ms), f"{_floor(r.floor_ms)}, {r.percent_of_floor:.1f} % of the time taken"),
+        ("  layers", _ms(r.layers_ms), _floor(r.layers_floor_ms)),
+        ("  vocabulary", _ms(r.vocabulary_ms), _floor(r.vocabulary_floor_ms)),
+        ("  rest", _ms(r.rest_ms), alone),
+        ("speed", f"{r.tokens_per_second:9,.1f} tokens/s", canvas),
+        ("peak memory", _size(r.peak_bytes)),
+        ("  weights", _size(r.weight_bytes)),
+        ("  prefix", _size(r.cache_bytes)),
+        ("  transient", _size(r.transient_bytes), "while denoising, beyond these two"),
     )  # fmt: skip
-    return "\n".join(f"{name:<16}{text}" for name, text in rows)
+    return "\n".join(f"{name:<14}{'  '.join(cells)}".rstrip() for name, *cells in rows)
+
+
+def _floor(milliseconds: float) -> str:
+    return f"floor {milliseconds:,.2f} ms"
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:9,.2f} ms"
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:9,.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:9,.2f} MB"
 
 
 if __name__ == "__main__":

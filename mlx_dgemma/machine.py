@@ -34,7 +34,8 @@ def _sum_bandwidth(dtype: mx.Dtype) -> float:
 
 def _product_bandwidth(dtype: mx.Dtype) -> float:
     """GB/s of a matrix times a vector, which only reads: on a CPU, writing to fresh memory is much slower."""
-    x, v = _normal((_bytes() // dtype.size // WIDTH, WIDTH), dtype, 0), _normal((WIDTH,), dtype, 1)
+    x, v = mx.ones((_bytes() // dtype.size // WIDTH, WIDTH), dtype), mx.ones((WIDTH,), dtype)
+    mx.eval(x, v)
     return x.nbytes / best(lambda: x @ v) / 1e9
 
 

@@ -17,7 +17,7 @@ from mlx_dgemma.loading import load, resolve
 from mlx_dgemma.model import DiffusionGemma
 from mlx_dgemma.noise import SeededNoise
 from mlx_dgemma.prefill import prefill
-from mlx_dgemma.roofline import Widths, floor_seconds, step_stages, tokens_per_second
+from mlx_dgemma.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
 from mlx_dgemma.vocabulary import Query, predict
 
 
@@ -45,7 +45,9 @@ class Report:
         transient_bytes: at most while denoising, beyond weights and cache.
         gigabytes_per_second: of memory, measured.
         gigaflops: of a matrix product in `dtype`, measured.
-        floor_ms: of a step, by those two (`roofline`).
+        layers_floor_ms: what those two allow the layers (`roofline`).
+        vocabulary_floor_ms: and the vocabulary stage.
+        floor_ms: of a step, their sum.
         percent_of_floor: floor_ms over step_ms; 100 would be perfect.
     """
 
@@ -68,6 +70,8 @@ class Report:
     transient_bytes: int
     gigabytes_per_second: float
     gigaflops: float
+    layers_floor_ms: float
+    vocabulary_floor_ms: float
     floor_ms: float
     percent_of_floor: float
 
@@ -103,14 +107,15 @@ def run_benchmark(options: Options) -> Report:
         )
     chip = machine.measure(dtype)
     widths = Widths.of(config, by_target(read_headers(folder)), 8 * dtype.size)
-    floor = floor_seconds(step_stages(config, widths, options.prompt_length), chip)
+    stages = step_stages(config, widths, options.prompt_length)
+    floor = floor_seconds(stages, chip)
+    vocabulary_floor = floor_seconds([s for s in stages if s.name in VOCABULARY_STAGES], chip)
     weights = sum(parameter.nbytes for _, parameter in tree_flatten(model.parameters()))
     mx.reset_peak_memory()
     bench = _Bench(model, options)
-    prefill_seconds = median(bench.prefill() for _ in range(1 + options.repeat))
+    prefill_seconds = median([bench.prefill() for _ in range(1 + options.repeat)][1:])
     peak = mx.get_peak_memory()
-    layers, vocabulary = bench.stages()
-    step, most = bench.loop()
+    layers, vocabulary, step, most = bench.steps()
     return Report(
         model=options.model or "embedded", dtype=str(dtype).removeprefix("mlx.core."),
         device="cpu" if memory.on_cpu() else "gpu", prompt_length=options.prompt_length,
@@ -121,6 +126,7 @@ def run_benchmark(options: Options) -> Report:
         weight_bytes=weights, cache_bytes=bench.cache.nbytes, peak_bytes=max(peak, most),
         transient_bytes=max(0, most - weights - bench.cache.nbytes),
         gigabytes_per_second=chip.gigabytes_per_second, gigaflops=1000 * chip.teraflops,
+        layers_floor_ms=1000 * (floor - vocabulary_floor), vocabulary_floor_ms=1000 * vocabulary_floor,
         floor_ms=1000 * floor, percent_of_floor=100 * floor / step,
     )  # fmt: skip
 
@@ -141,10 +147,26 @@ class _Bench:
         self.cache = self.model.make_cache()
         return machine.seconds(lambda: prefill(self.model, self.prompt, self.cache))
 
-    def stages(self) -> tuple[float, float]:
-        """Median seconds of the layers and of the vocabulary stage, each evaluated by itself."""
-        denoiser, soft, layers, vocabulary = ModelDenoiser(self.model, self.cache), None, [], []
-        for _ in range(1 + self.options.repeat * self.options.steps):
+    def steps(self) -> tuple[float, float, float, int]:
+        """Median seconds of layers, vocabulary stage and a whole step, and the peak of memory in the loop.
+
+        Canvases by stage and canvases in the loop take turns, so that a machine that slows down slows both.
+        """
+        layers, vocabulary, steps, peak = [], [], [], 0
+        for repetition in range(1 + self.options.repeat):
+            by_stage = self.stages()
+            times, most = self.loop()
+            peak = max(peak, most)
+            if repetition:  # the first is a warm-up
+                layers += [first for first, _ in by_stage]
+                vocabulary += [second for _, second in by_stage]
+                steps += times
+        return median(layers), median(vocabulary), median(steps), peak
+
+    def stages(self) -> list[tuple[float, float]]:
+        """Seconds of the layers and of the vocabulary stage in the steps of a canvas, each evaluated by itself."""
+        denoiser, soft, seconds = ModelDenoiser(self.model, self.cache), None, []
+        for _ in range(self.options.steps):
             canvas, query = self.noise.tokens(self.shape), Query(0.6, self.noise.uniform(self.shape), wants_soft=True)
             mx.eval(canvas, query.u)
             began = time.perf_counter()
@@ -154,22 +176,16 @@ class _Bench:
             found = predict(hidden, denoiser.table, query)
             soft = found.soft
             memory.finish([found.argmax, found.proposal, found.entropy, found.log_p, soft])
-            layers.append(between - began)
-            vocabulary.append(time.perf_counter() - between)
-        return median(layers[1:]), median(vocabulary[1:])  # the first had no soft embeddings, and is a warm-up
+            seconds.append((between - began, time.perf_counter() - between))
+        return seconds[1:]  # the first had no soft embeddings
 
-    def loop(self) -> tuple[float, int]:
-        """Median seconds of a step as `denoise_canvas` runs it, and the peak of memory meanwhile."""
+    def loop(self) -> tuple[list[float], int]:
+        """Seconds of the steps of a canvas as `denoise_canvas` runs them, and the peak of memory meanwhile."""
         steps = self.options.steps
         # so many equal predecessors cannot be: the canvas never stops early
         config = GenerationConfig(max_denoising_steps=steps, stability_threshold=steps)
-        denoiser, intervals = ModelDenoiser(self.model, self.cache), []
         mx.clear_cache()
         mx.reset_peak_memory()
-        for repetition in range(1 + self.options.repeat):
-            times = []
-            for _ in denoise_canvas(denoiser, config, self.noise, self.shape):
-                times.append(time.perf_counter())
-            if repetition:
-                intervals += [after - before for before, after in pairwise(times[:-1])]
-        return median(intervals), mx.get_peak_memory()
+        canvas = denoise_canvas(ModelDenoiser(self.model, self.cache), config, self.noise, self.shape)
+        times = [time.perf_counter() for _ in canvas]
+        return [after - before for before, after in pairwise(times[:-1])], mx.get_peak_memory()

@@ -26,6 +26,7 @@ from mlx_dgemma.config import ModelConfig
 
 FLOAT_BITS = 16
 GROUP_SIZE = 64  # of --bits: affine, with a scale and a bias per group
+VOCABULARY_STAGES = ("vocabulary scores", "soft embeddings")  # after the layers; the other stages are theirs
 PARTS = ("attention", "dense", "experts", "router", "self_conditioning", "embedding")
 
 
@@ -125,8 +126,7 @@ def step_stages(config: ModelConfig, widths: Widths, prefix: int, canvas: int | 
         product("dense MLP", weights["dense"], widths.dense),
         product("router", weights["router"], widths.router),
         product("experts", weights["experts"], widths.experts, touched, active),
-        product("vocabulary scores", weights["embedding"], widths.embedding),
-        product("soft embeddings", weights["embedding"], widths.embedding),
+        *(product(name, weights["embedding"], widths.embedding) for name in VOCABULARY_STAGES),
     )
 
 
