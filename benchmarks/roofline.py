@@ -23,52 +23,75 @@ from mlx_dgemma.roofline import (
 CONFIG = Path(__file__).parent.parent / "tests" / "data" / "config.json"
 PREFIXES, SHOWN = (1024, 8192, 32_768), 8192  # tokens
 STEPS = 16  # per canvas, for tokens per second
-FOUR_BITS, BF16 = replace(Widths(), experts=quantized_bits(4, GROUP_SIZE)), Widths()
+RECIPES = {"4-bit": replace(Widths(), experts=quantized_bits(4, GROUP_SIZE)), "bf16": Widths()}
 
 
-def with_sum(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """The stages, and a last one that stands for all."""
-    return (*stages, Stage("**sum**", sum(s.flops for s in stages), sum(s.nbytes for s in stages)))
+def columns(config: ModelConfig, widths: Widths) -> dict[int, tuple[Stage, ...]]:
+    """Stages by prefix, and a last one that stands for all."""
+    steps = {prefix: step_stages(config, widths, prefix) for prefix in PREFIXES}
+    return {prefix: (*stages, _sum(stages)) for prefix, stages in steps.items()}
 
 
-def stage_table(config: ModelConfig) -> str:
-    """GFLOP by stage and prefix, and GB of both recipes with their shares, at the prefix that is shown."""
-    flops = [with_sum(step_stages(config, BF16, prefix)) for prefix in PREFIXES]
-    four, bf16 = (with_sum(step_stages(config, widths, SHOWN)) for widths in (FOUR_BITS, BF16))
-    shown, k = flops[PREFIXES.index(SHOWN)], f"{SHOWN // 1024}k"
-    heads = [f"GFLOP at {n // 1024}k" for n in PREFIXES]
-    heads = ["stage", *heads, f"share at {k}", f"GB at {k}, 4-bit experts", "share", f"GB at {k}, bf16", "share"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for i, stage in enumerate(shown):
-        cells = [stage.name, *(f"{column[i].flops / 1e9:,.0f}" for column in flops)]
-        cells.append(f"{stage.flops / shown[-1].flops:.0%}")
-        for column in (four, bf16):
-            cells += [f"{column[i].nbytes / 1e9:.2f}", f"{column[i].nbytes / column[-1].nbytes:.0%}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def flops_table(config: ModelConfig) -> str:
+    """GFLOP by stage and prefix, and the share of each stage at the prefix that is shown."""
+    steps = columns(config, RECIPES["bf16"])
+    heads = ["stage", *(f"GFLOP at {_k(prefix)}" for prefix in PREFIXES), f"share at {_k(SHOWN)}"]
+    rows = []
+    for i, stage in enumerate(steps[SHOWN]):
+        share = f"{stage.flops / steps[SHOWN][-1].flops:.0%}"
+        rows.append([stage.name, *(f"{stages[i].flops / 1e9:,.0f}" for stages in steps.values()), share])
+    return _markdown(heads, rows)
+
+
+def bytes_table(config: ModelConfig) -> str:
+    """GB by stage, recipe and prefix, and the operations for each byte at the prefix that is shown."""
+    recipes = {name: columns(config, widths) for name, widths in RECIPES.items()}
+    heads = ["stage"]
+    for name in recipes:
+        heads += [f"GB, {name}, at {_k(prefix)}" for prefix in PREFIXES] + ["FLOP/byte"]
+    rows = []
+    for i, stage in enumerate(recipes["bf16"][SHOWN]):
+        row = [stage.name]
+        for steps in recipes.values():
+            shown = steps[SHOWN][i]
+            row += [f"{stages[i].nbytes / 1e9:.2f}" for stages in steps.values()]
+            row.append(f"{shown.flops / shown.nbytes:,.0f}")
+        rows.append(row)
+    return _markdown(heads, rows)
 
 
 def chip_table(config: ModelConfig) -> str:
     """Floors in ms per step by chip, recipe and prefix, and the tokens a second at most."""
-    heads = ["chip", "GB/s", "float16 TFLOP/s"]
-    heads += [f"{name} {n // 1024}k" for name in ("4-bit", "bf16") for n in PREFIXES]
-    heads.append(f"tokens/s, 4-bit {SHOWN // 1024}k, {STEPS} steps")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    heads = ["chip", "GB/s", "TFLOP/s"]
+    heads += [f"{name}, {_k(prefix)}" for name in RECIPES for prefix in PREFIXES]
+    heads.append(f"tokens/s, 4-bit, {_k(SHOWN)}")
+    rows = []
     for chip in CHIPS:
         peak = f"{chip.teraflops:.1f}{' (estimate)' if chip.is_estimate else ''}"
-        cells = [chip.name, f"{chip.gigabytes_per_second:.0f}", peak]
-        for widths in (FOUR_BITS, BF16):
+        row = [chip.name, f"{chip.gigabytes_per_second:.0f}", peak]
+        for widths in RECIPES.values():
             floors = [floor_seconds(step_stages(config, widths, prefix), chip) for prefix in PREFIXES]
-            cells += [f"{1000 * floor:,.0f}" for floor in floors]
-        floor = floor_seconds(step_stages(config, FOUR_BITS, SHOWN), chip)
-        cells.append(f"{tokens_per_second(config.canvas_length, STEPS, floor):.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            row += [f"{1000 * floor:,.0f}" for floor in floors]
+        floor = floor_seconds(step_stages(config, RECIPES["4-bit"], SHOWN), chip)
+        rows.append([*row, f"{tokens_per_second(config.canvas_length, STEPS, floor):.0f}"])
+    return _markdown(heads, rows)
+
+
+def _sum(stages: tuple[Stage, ...]) -> Stage:
+    return Stage("**sum**", sum(s.flops for s in stages), sum(s.nbytes for s in stages))
+
+
+def _k(prefix: int) -> str:
+    return f"{prefix // 1024}k"
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
 def main() -> None:
     config = ModelConfig.from_file(CONFIG)
-    print(stage_table(config), chip_table(config), sep="\n\n")
+    print(flops_table(config), bytes_table(config), chip_table(config), sep="\n\n")
 
 
 if __name__ == "__main__":
