@@ -1,6 +1,7 @@
 """The step's arithmetic against an independent count of the published model, and how it scales."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import roofline as script
 from mlx_dgemma.chips import CHIPS, Chip
 from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.roofline import (
@@ -21,7 +23,9 @@ from mlx_dgemma.roofline import (
     touched_experts,
 )
 
-CONFIG = Path(__file__).parent / "data" / "config.json"
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "tests" / "data" / "config.json"
+PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 PUBLISHED = ModelConfig.from_file(CONFIG)
 ATTENTION = ("attention, sliding layers", "attention, full layers")
 BF16 = Widths()
@@ -163,3 +167,54 @@ def test_bad_usage_is_one_line_and_exit_code_2(capsys, options):
 def test_a_missing_folder_is_exit_code_1(capsys, tmp_path):
     assert main(["--model", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_page_has_the_tables_that_the_script_prints(capsys):
+    script.main()
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    assert len(tables) == 3 and [t.splitlines()[0] for t in tables if t not in PAGE] == []
+
+
+def test_the_pages_reading_of_its_tables():
+    assert "On M1 to M4, with 4-bit experts, every stage is bound by arithmetic" in PAGE
+    for chip in CHIPS:
+        for name, widths in script.RECIPES.items():
+            bound = [s.name for s in step_stages(PUBLISHED, widths, 8192) if s.is_memory_bound(chip)]
+            assert bound == ([] if name == "4-bit" and not chip.is_estimate else ["experts"])
+    floors = {n: [floor_seconds(step_stages(PUBLISHED, w, 8192), c) for c in CHIPS] for n, w in script.RECIPES.items()}
+    more = [100 * (b / a - 1) for a, b in zip(floors["4-bit"], floors["bf16"], strict=True)]
+    shaders = [m for m, chip in zip(more, CHIPS, strict=True) if not chip.is_estimate]
+    assert f"takes {min(shaders):.0f} to {max(shaders):.0f} % longer" in " ".join(PAGE.split())
+    balance = [1000 * c.teraflops / c.gigabytes_per_second for c in CHIPS if not c.is_estimate]
+    assert f"the chips {min(balance):.0f} to {max(balance):.0f}" in " ".join(PAGE.split())
+
+
+def test_floors_beside_reports_are_those_of_the_table():
+    section = PAGE.split("What others have reported")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (M\d[^|]*) \| ([^|]+) \| [^|]+ \| (?:about )?(\d+) \| (\d+) \| (\d+) % \|$", section, re.M)
+    chips = {chip.name: chip for chip in CHIPS}
+    assert len(rows) == section.count("\n| M")
+    for name, weights, reported, floor, percent in rows:
+        recipe = script.RECIPES["bf16" if weights == "bf16" else "4-bit"]
+        expected = 1000 * floor_seconds(step_stages(PUBLISHED, recipe, 1024), chips[name])
+        assert (int(floor), int(percent)) == (round(expected), round(100 * expected / int(reported)))
+
+
+def test_commands_and_modules_of_the_page_exist():
+    commands = set(re.findall(r"python -m ([\w.]+)", PAGE))
+    assert commands and all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in commands)
+    modules = set(re.findall(r"\((?:[^()|]*; )?`(\w+)`\) \|", PAGE))
+    assert {"fused", "vocabulary", "scores", "memory", "moe"} <= modules
+    assert all((ROOT / "mlx_dgemma" / f"{name}.py").is_file() for name in modules)
+
+
+def test_links_of_the_page_lead_somewhere():
+    def anchors(text: str) -> set[str]:
+        heads = re.findall(r"^#+ (.+)$", text, re.M)
+        return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+    links = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", PAGE)
+    assert links
+    for file, anchor in links:
+        text = (ROOT / "docs" / file).read_text(encoding="utf-8") if file else PAGE
+        assert not anchor or anchor in anchors(text)
