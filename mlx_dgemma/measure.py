@@ -47,7 +47,7 @@ class Report:
         gigaflops: of a matrix product in `dtype`, measured.
         layers_floor_ms: what those two allow the layers (`roofline`).
         vocabulary_floor_ms: and the vocabulary stage.
-        floor_ms: of a step, their sum.
+        floor_ms: of a step, their sum; a bound as long as the weights are larger than the caches.
         percent_of_floor: floor_ms over step_ms; 100 would be perfect.
     """
 

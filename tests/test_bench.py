@@ -1,8 +1,10 @@
 """dgemma-bench on the embedded checkpoint: its fields, its sums, its errors."""
 
 import json
+import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -83,6 +85,14 @@ def test_the_table_names_every_figure(report):
     assert f"{report.step_ms:.2f} ms" in lines["step"] and f"floor {report.floor_ms:.2f} ms" in lines["step"]
     assert "1,000.0 GB/s, 1,000 GFLOP/s" in lines["runs on"] and "40 tokens" in lines["prefill"]
     assert lines["weights"].strip() == f"{report.weight_bytes / 1e6:.2f} MB"
+
+
+def test_the_sample_in_the_readme_is_such_a_table(report):
+    def labels(text: str) -> list[str]:
+        return [line[:14].strip() for line in text.splitlines()]
+
+    sample = re.search(r"^    model  .*?(?=\n\n)", (ROOT / "README.md").read_text("utf-8"), re.S | re.M)
+    assert sample and labels(textwrap.dedent(sample[0])) == labels(table(report))
 
 
 @pytest.mark.parametrize("times", [0.001, 1, 3000])
