@@ -26,9 +26,21 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", metavar="M", help="checkpoint folder or hub repository (default: the embedded checkpoint)")
     add("--prompt-length", type=int, default=128, metavar="N", help="random tokens in the prefix (default: 128)")
-    add("--steps", type=int, default=8, metavar="N", help=f"denoising steps per canvas, from {MIN_STEPS} (default: 8)")
-    add("--repeat", type=int, default=3, metavar="N", help="measurements, after one that does not count (default: 3)")
-    add("--seed", type=int, default=0, help="of prompt and noise (default: 0)")
+    add(
+        "--steps",
+        type=int,
+        default=8,
+        metavar="N",
+        help=f"denoising steps per canvas, at least {MIN_STEPS} (default: 8)",
+    )
+    add(
+        "--repeat",
+        type=int,
+        default=3,
+        metavar="N",
+        help="canvases measured, after one that does not count (default: 3)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of prompt and noise (default: 0)")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
 

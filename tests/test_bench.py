@@ -21,7 +21,7 @@ from mlx_dgemma.roofline import Widths, floor_seconds, step_stages
 ROOT = Path(__file__).parent.parent
 
 
-CHIP = Chip("fixed", gigabytes_per_second=1000, teraflops=1)  # measuring this machine takes seconds: one test does
+CHIP = Chip("fixed", gigabytes_per_second=10, teraflops=1)  # measuring this machine takes seconds: one test does
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,8 @@ def test_json_has_every_field(capsys):
     result = json.loads(out)
     assert out.count("\n") == 1 and list(result) == [f.name for f in fields(Report)]
     assert (result["model"], result["prompt_length"], result["steps"]) == ("embedded", 20, 3)
-    assert 0.1 < result["gigabytes_per_second"] < 10_000 and 0.1 < result["gigaflops"] < 1e6
+    most = 1000 if result["device"] == "cpu" else 20_000  # GB/s, far beyond any machine, but not by orders of magnitude
+    assert 0.1 < result["gigabytes_per_second"] < most and 0.1 < result["gigaflops"] < 100 * most
 
 
 def test_stages_add_up_to_about_a_step(report):
@@ -57,9 +58,9 @@ def test_rates_follow_from_times(report):
 def test_floors_are_those_of_the_checkpoint_on_the_measured_machine(report):
     config = ModelConfig.from_file(EMBEDDED / "config.json")
     stages = step_stages(config, Widths.of(config, float_bits=32), 40)
-    assert report.gigabytes_per_second == 1000 and report.gigaflops == 1000
+    assert report.gigabytes_per_second == 10 and report.gigaflops == 1000
     assert report.floor_ms == pytest.approx(1000 * floor_seconds(stages, CHIP))
-    assert report.vocabulary_floor_ms == pytest.approx(2 * 1000 * 2 * 64 * 100 * 128 / 1e12)  # two products, C·V·D
+    assert report.vocabulary_floor_ms == pytest.approx(2 * 1000 * 100 * 128 * 4 / 10e9)  # twice V·D float32
     assert report.layers_floor_ms == pytest.approx(report.floor_ms - report.vocabulary_floor_ms)
 
 
@@ -83,7 +84,7 @@ def test_the_table_names_every_figure(report):
         lines
     ) == "model,runs on,prefill,step,layers,vocabulary,rest,speed,peak memory,weights,prefix,transient".split(",")
     assert f"{report.step_ms:.2f} ms" in lines["step"] and f"floor {report.floor_ms:.2f} ms" in lines["step"]
-    assert "1,000.0 GB/s, 1,000 GFLOP/s" in lines["runs on"] and "40 tokens" in lines["prefill"]
+    assert "10.0 GB/s, 1,000 GFLOP/s" in lines["runs on"] and "40 tokens" in lines["prefill"]
     assert lines["weights"].strip() == f"{report.weight_bytes / 1e6:.2f} MB"
 
 
