@@ -1,0 +1,107 @@
+"""Command line: how fast a checkpoint runs on this machine, stage by stage, and how far that is from the possible.
+
+Table on stdout, errors on stderr; exit 0, 1 (failed), 2 (bad usage).
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from mlx_dgemma.cli import Parser, exit_code
+
+if TYPE_CHECKING:
+    from mlx_dgemma.measure import Report
+
+MIN_STEPS = 3  # the first and the last step of a canvas do less than the others, and do not count
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="dgemma-bench",
+        description="Measure prefill, a denoising step by stage, and memory, with random tokens.",
+        epilog="A real text needs its own number of steps: dgemma-generate tells it.",
+    )
+    add = parser.add_argument
+    add("--model", metavar="M", help="checkpoint folder or hub repository (default: the embedded checkpoint)")
+    add("--prompt-length", type=int, default=128, metavar="N", help="random tokens in the prefix (default: 128)")
+    add(
+        "--steps",
+        type=int,
+        default=8,
+        metavar="N",
+        help=f"denoising steps per canvas, at least {MIN_STEPS} (default: 8)",
+    )
+    add(
+        "--repeat",
+        type=int,
+        default=3,
+        metavar="N",
+        help="canvases measured, after one that does not count (default: 3)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of prompt and noise (default: 0)")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    for name, lowest in (("prompt_length", 1), ("steps", MIN_STEPS), ("repeat", 1), ("seed", 0)):
+        value, option = vars(args)[name], f"--{name.replace('_', '-')}"
+        if value < lowest:
+            parser.error(f"{option} must be at least {lowest}, got {value}")
+        if value >= 2**31:
+            parser.error(f"{option} must be below 2^31, got {value}")
+    return exit_code(lambda: run(args), "interrupted")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints."""
+    from mlx_dgemma.measure import Options, run_benchmark  # late, so that --help answers at once
+
+    report = run_benchmark(Options(args.model, args.prompt_length, args.steps, args.repeat, args.seed))
+    print(json.dumps(asdict(report)) if args.json else table(report))
+    return 0
+
+
+def table(report: "Report") -> str:
+    """The report as text that fits 80 columns, a figure a line."""
+    r = report
+    alone = "" if r.rest_ms >= 0 else "the stages take longer alone than in the loop"
+    prompt = f"{r.prompt_length} tokens, {r.prefill_tokens_per_second:,.1f} tokens/s"
+    canvas = f"at {r.steps} steps per canvas of {r.canvas_length} tokens"
+    machine = f"{r.gigabytes_per_second:,.1f} GB/s, {r.gigaflops:,.0f} GFLOP/s"
+    rows = (
+        ("model", r.model),
+        ("runs on", f"{r.device} in {r.dtype}; measured: {machine}"),
+        ("prefill", _ms(1000 * r.prefill_seconds), prompt),
+        ("step", _ms(r.step_ms), f"{_floor(r.floor_ms)}, {r.percent_of_floor:.1f} % of the time taken"),
+        ("  layers", _ms(r.layers_ms), _floor(r.layers_floor_ms)),
+        ("  vocabulary", _ms(r.vocabulary_ms), _floor(r.vocabulary_floor_ms)),
+        ("  rest", _ms(r.rest_ms), alone),
+        ("speed", f"{r.tokens_per_second:9,.1f} tokens/s", canvas),
+        ("peak memory", _size(r.peak_bytes)),
+        ("  weights", _size(r.weight_bytes)),
+        ("  prefix", _size(r.cache_bytes)),
+        ("  transient", _size(r.transient_bytes), "while denoising, beyond these two"),
+    )  # fmt: skip
+    return "\n".join(f"{name:<14}{'  '.join(cells)}".rstrip() for name, *cells in rows)
+
+
+def _floor(milliseconds: float) -> str:
+    return f"floor {milliseconds:,.2f} ms"
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:9,.2f} ms"
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:9,.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:9,.2f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Where the time of a denoising step goes, measured: prefill, the layers, the vocabulary stage, the whole loop."""
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_dgemma import machine, memory
+from mlx_dgemma.checkpoint import by_target, read_headers
+from mlx_dgemma.diffusion import ModelDenoiser, denoise_canvas
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.loading import load, resolve
+from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.noise import SeededNoise
+from mlx_dgemma.prefill import prefill
+from mlx_dgemma.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
+from mlx_dgemma.vocabulary import Query, predict
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `dgemma-bench` found; times are medians, memory is in bytes.
+
+    Attributes:
+        model: as given, or "embedded".
+        dtype: of weights and activations.
+        device: "gpu" or "cpu".
+        prompt_length: random tokens in the prefix.
+        canvas_length: tokens denoised at once.
+        steps: denoising steps per canvas.
+        prefill_seconds: encoding the prompt.
+        prefill_tokens_per_second: the prompt's tokens over that.
+        layers_ms: a forward pass through all layers, alone.
+        vocabulary_ms: the walk over the vocabulary, alone: argmax, draw, entropy, soft embeddings.
+        rest_ms: what is left of a step: noise, acceptance, stopping rule. Below zero where the loop overlaps stages.
+        step_ms: a step of the pipelined loop, neither a canvas's first nor its last.
+        tokens_per_second: canvas tokens over `steps` such steps.
+        weight_bytes: all parameters.
+        cache_bytes: the prefix, with room for a canvas.
+        peak_bytes: at most, in prefill or loop.
+        transient_bytes: at most while denoising, beyond weights and cache.
+        gigabytes_per_second: of memory, measured.
+        gigaflops: of a matrix product in `dtype`, measured.
+        layers_floor_ms: what those two allow the layers (`roofline`).
+        vocabulary_floor_ms: and the vocabulary stage.
+        floor_ms: of a step, their sum; a bound as long as the weights are larger than the caches.
+        percent_of_floor: floor_ms over step_ms; 100 would be perfect.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    prompt_length: int
+    canvas_length: int
+    steps: int
+    prefill_seconds: float
+    prefill_tokens_per_second: float
+    layers_ms: float
+    vocabulary_ms: float
+    rest_ms: float
+    step_ms: float
+    tokens_per_second: float
+    weight_bytes: int
+    cache_bytes: int
+    peak_bytes: int
+    transient_bytes: int
+    gigabytes_per_second: float
+    gigaflops: float
+    layers_floor_ms: float
+    vocabulary_floor_ms: float
+    floor_ms: float
+    percent_of_floor: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure.
+
+    Attributes:
+        model: checkpoint folder or hub repository; None is the embedded one.
+        prompt_length: tokens.
+        steps: denoising steps per canvas, at least 3: the first and the last do less than the others.
+        repeat: how often everything is measured, after one run that does not count.
+        seed: of prompt and noise.
+    """
+
+    model: str | None = None
+    prompt_length: int = 128
+    steps: int = 8
+    repeat: int = 3
+    seed: int = 0
+
+
+def run_benchmark(options: Options) -> Report:
+    """Loads the model and measures."""
+    folder = resolve(options.model)
+    model, _ = load(folder)
+    config, dtype = model.config, model.embedding_scale.dtype
+    if options.prompt_length + config.canvas_length > config.max_position_embeddings:
+        limit = config.max_position_embeddings - config.canvas_length
+        raise DGemmaError(
+            f"a prompt of {options.prompt_length} tokens leaves no room for a canvas; take at most {limit}"
+        )
+    chip = machine.measure(dtype)
+    widths = Widths.of(config, by_target(read_headers(folder)), 8 * dtype.size)
+    stages = step_stages(config, widths, options.prompt_length)
+    floor = floor_seconds(stages, chip)
+    vocabulary_floor = floor_seconds([s for s in stages if s.name in VOCABULARY_STAGES], chip)
+    weights = sum(parameter.nbytes for _, parameter in tree_flatten(model.parameters()))
+    mx.reset_peak_memory()
+    bench = _Bench(model, options)
+    prefill_seconds = median([bench.prefill() for _ in range(1 + options.repeat)][1:])
+    peak = mx.get_peak_memory()
+    layers, vocabulary, step, most = bench.steps()
+    return Report(
+        model=options.model or "embedded", dtype=str(dtype).removeprefix("mlx.core."),
+        device="cpu" if memory.on_cpu() else "gpu", prompt_length=options.prompt_length,
+        canvas_length=config.canvas_length, steps=options.steps,
+        prefill_seconds=prefill_seconds, prefill_tokens_per_second=options.prompt_length / prefill_seconds,
+        layers_ms=1000 * layers, vocabulary_ms=1000 * vocabulary, rest_ms=1000 * (step - layers - vocabulary),
+        step_ms=1000 * step, tokens_per_second=tokens_per_second(config.canvas_length, options.steps, step),
+        weight_bytes=weights, cache_bytes=bench.cache.nbytes, peak_bytes=max(peak, most),
+        transient_bytes=max(0, most - weights - bench.cache.nbytes),
+        gigabytes_per_second=chip.gigabytes_per_second, gigaflops=1000 * chip.teraflops,
+        layers_floor_ms=1000 * (floor - vocabulary_floor), vocabulary_floor_ms=1000 * vocabulary_floor,
+        floor_ms=1000 * floor, percent_of_floor=100 * floor / step,
+    )  # fmt: skip
+
+
+class _Bench:
+    """A model, a random prompt, and the prefix that the last prefill left."""
+
+    def __init__(self, model: DiffusionGemma, options: Options):
+        self.model, self.options = model, options
+        vocabulary = model.config.vocab_size
+        self.noise = SeededNoise(options.seed, vocabulary)
+        self.prompt = self.noise.tokens((1, options.prompt_length))
+        self.cache = model.make_cache()
+        self.shape = (1, model.config.canvas_length)
+
+    def prefill(self) -> float:
+        """Seconds to encode the prompt into an empty prefix."""
+        self.cache = self.model.make_cache()
+        return machine.seconds(lambda: prefill(self.model, self.prompt, self.cache))
+
+    def steps(self) -> tuple[float, float, float, int]:
+        """Median seconds of layers, vocabulary stage and a whole step, and the peak of memory in the loop.
+
+        Canvases by stage and canvases in the loop take turns, so that a machine that slows down slows both.
+        """
+        layers, vocabulary, steps, peak = [], [], [], 0
+        for repetition in range(1 + self.options.repeat):
+            by_stage = self.stages()
+            times, most = self.loop()
+            peak = max(peak, most)
+            if repetition:  # the first is a warm-up
+                layers += [first for first, _ in by_stage]
+                vocabulary += [second for _, second in by_stage]
+                steps += times
+        return median(layers), median(vocabulary), median(steps), peak
+
+    def stages(self) -> list[tuple[float, float]]:
+        """Seconds of the layers and of the vocabulary stage in the steps of a canvas, each evaluated by itself."""
+        denoiser, soft, seconds = ModelDenoiser(self.model, self.cache), None, []
+        for _ in range(self.options.steps):
+            canvas, query = self.noise.tokens(self.shape), Query(0.6, self.noise.uniform(self.shape), wants_soft=True)
+            mx.eval(canvas, query.u)
+            began = time.perf_counter()
+            hidden = self.model.denoise_hidden(canvas, self.cache, soft)
+            memory.finish([hidden])
+            between = time.perf_counter()
+            found = predict(hidden, denoiser.table, query)
+            soft = found.soft
+            memory.finish([found.argmax, found.proposal, found.entropy, found.log_p, soft])
+            seconds.append((between - began, time.perf_counter() - between))
+        return seconds[1:]  # the first had no soft embeddings
+
+    def loop(self) -> tuple[list[float], int]:
+        """Seconds of the steps of a canvas as `denoise_canvas` runs them, and the peak of memory meanwhile."""
+        steps = self.options.steps
+        # so many equal predecessors cannot be: the canvas never stops early
+        config = GenerationConfig(max_denoising_steps=steps, stability_threshold=steps)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        canvas = denoise_canvas(ModelDenoiser(self.model, self.cache), config, self.noise, self.shape)
+        times = [time.perf_counter() for _ in canvas]
+        return [after - before for before, after in pairwise(times[:-1])], mx.get_peak_memory()
