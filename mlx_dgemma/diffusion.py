@@ -17,7 +17,7 @@ from mlx_dgemma.noise import Noise, Rows
 from mlx_dgemma.prefill import prefill
 from mlx_dgemma.steering import Steering
 from mlx_dgemma.stopping import StableAndConfident
-from mlx_dgemma.vocabulary import EmbeddingTable, Prediction, Query, predict
+from mlx_dgemma.vocabulary import EmbeddingTable, Prediction, Query, SoftRows, predict
 
 
 class Denoiser(Protocol):
@@ -96,7 +96,7 @@ def denoise_canvas(
     while True:
         ahead = denoiser.begin(canvas.tokens, canvas.soft) if pending.remaining > 1 else None
         event, finished_rows = pending.read()
-        canvas.retire(finished_rows)
+        canvas.learn(pending, finished_rows)
         if event.finished and ahead is not None:
             denoiser.cancel()
         elif not event.finished:
@@ -118,6 +118,7 @@ class _Canvas:
         self.noise = Rows(noise, shape)
         self.tokens = steering.start(self.noise)
         self.soft: mx.array | None = None
+        self.rows: SoftRows | None = None
         self.draft, self.log_p = self.tokens, mx.zeros(shape)
         self.finished = mx.zeros(shape[:1], mx.bool_)
         self.should_stop = StableAndConfident(config.stability_threshold, config.confidence_threshold)
@@ -128,7 +129,8 @@ class _Canvas:
         # 1. temperature, 2. proposal
         temperature = config.temperature(remaining)
         u = self.noise.uniform() if config.token_choice == "categorical" else None
-        prediction = self.denoiser.finish(begun, Query(temperature, u, wants_soft=remaining > 1))
+        query = Query(temperature, u, remaining > 1, config.soft_embedding_cutoff, self.rows)
+        prediction = self.denoiser.finish(begun, query)
         # 3. entropy, acceptance
         entropy = steering.settled(prediction.entropy)
         accepted = sampling.accept(entropy, config.entropy_bound)
@@ -143,16 +145,18 @@ class _Canvas:
         self.soft = prediction.soft
         summary = mx.concatenate([accepted.sum()[None], mean_entropy.mean()[None], self.finished]).astype(mx.float32)
         results = [summary, self.tokens, self.draft, entropy, accepted, self.log_p]
-        memory.start(results if self.soft is None else [*results, self.soft])
+        memory.start([*results, *(a for a in (self.soft, prediction.groups) if a is not None)])
         arrays = {"draft": self.draft, "entropy": entropy, "accepted": accepted, "log_p": self.log_p}
         step = config.max_denoising_steps - remaining + 1
         known = {"canvas_index": self.index, "step": step, "remaining": remaining, "temperature": temperature}
         clamped = None if steering.clamped is None else mx.broadcast_to(steering.clamped, canvas.shape)
-        return _Pending(remaining, summary, {**known, **arrays, "canvas": canvas, "clamped": clamped})
+        fields = {**known, **arrays, "canvas": canvas, "clamped": clamped}
+        return _Pending(remaining, summary, prediction.groups, fields)
 
-    def retire(self, finished_rows: list[bool]) -> None:
-        """Rows that are done draw no more noise of their own."""
-        self.noise.active = [not finished for finished in finished_rows]
+    def learn(self, step: "_Pending", finished_rows: list[bool]) -> None:
+        """Takes from a step that was read what the next one depends on, arrays apart."""
+        self.noise.active = [not finished for finished in finished_rows]  # rows that are done draw no more
+        self.rows = None if step.groups is None else SoftRows.of(step.groups)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ class _Pending:
 
     remaining: int
     summary: mx.array  # accepted count, mean entropy, finished rows
+    groups: mx.array | None  # see Prediction
     fields: dict[str, Any]
 
     def read(self) -> tuple[DenoisingStep, list[bool]]:

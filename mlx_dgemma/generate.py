@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--t-max", type=float, metavar="T", help="temperature at its start")
     add("--confidence-threshold", type=float, metavar="NATS", help="mean entropy below which a canvas may stop")
     add("--stability-threshold", type=int, metavar="N", help="previous steps that must agree before it stops")
+    add("--soft-embedding-cutoff", type=float, metavar="NATS", help="leave unlikely tokens out of soft embeddings")
     add("--token-choice", choices=TOKEN_CHOICES, help="draw the proposed tokens, or take the most likely ones")
     return parser
 

@@ -32,6 +32,8 @@ class GenerationConfig:
         stability_threshold: number of previous steps whose argmax canvas must equal the current one.
         eos_token_id: ids that end the text; [] for none, None for the checkpoint's.
         token_choice: "categorical" draws the proposal, "argmax" takes the most likely token.
+        soft_embedding_cutoff: nats; tokens less likely than exp(−cutoff) times the likeliest of their position may be
+            left out of soft embeddings, which is faster and not exact. None keeps all.
     """
 
     max_new_tokens: int = 256
@@ -43,6 +45,7 @@ class GenerationConfig:
     stability_threshold: int = 1
     eos_token_id: list[int] | None = None
     token_choice: str = "categorical"
+    soft_embedding_cutoff: float | None = None
 
     def __new__(cls, **given: Any) -> "GenerationConfig":
         config = super().__new__(cls)
@@ -67,6 +70,9 @@ class GenerationConfig:
             raise DGemmaError(f"stability_threshold must be an integer >= 0, got {self.stability_threshold!r}")
         if self.token_choice not in TOKEN_CHOICES:
             raise DGemmaError(f"token_choice must be one of {', '.join(TOKEN_CHOICES)}, got {self.token_choice!r}")
+        cutoff = self.soft_embedding_cutoff
+        if cutoff is not None and (not _is_number(cutoff) or cutoff <= 0):
+            raise DGemmaError(f"soft_embedding_cutoff must be a number > 0 (nats) or None, got {cutoff!r}")
         if self.eos_token_id is not None:
             object.__setattr__(self, "eos_token_id", _id_list(self.eos_token_id))
 
@@ -85,7 +91,7 @@ class GenerationConfig:
         """Reads the content of a generation_config.json; foreign fields are ignored, other samplers refused."""
         if not isinstance(content, dict):
             raise DGemmaError(f"generation_config is {content!r}, it must be a JSON object")
-        names = {f.name for f in fields(cls)} - {"token_choice"}
+        names = {f.name for f in fields(cls)} - {"token_choice", "soft_embedding_cutoff"}
         given = {name: value for name, value in content.items() if name in names and value is not None}
         sampler = content.get("sampler_config")
         if sampler is not None:

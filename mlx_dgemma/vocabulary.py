@@ -6,19 +6,46 @@ soft-embedding accumulator, and no array of canvas × vocabulary is ever made. T
 inverse CDF: the block in which the cumulative probability reaches u, the group of ids inside it, the id inside that.
 `from_logits` is the plain twin.
 
+Soft embeddings cost as much as the scores. With a `cutoff`, rows whose probability lies in a few groups of ids get
+theirs from these alone, and only the others take part in the product with the whole table.
+
 Shapes: B batch, C canvas, H hidden, W block, G group.
 """
 
+import math
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_dgemma import fused, sampling
 
 BLOCK = 8192  # ids whose scores are alive at a time
 GROUP = 16  # ids that share one probability mass, the level between block and id in the draw
+KEPT = 4  # groups that a sparse row's soft embedding is made from
+DENSE_ROWS = 16  # the number of dense rows is a multiple of this, so that few sizes of buffers occur
 _LOWEST = mx.array(-mx.inf)
+
+
+@dataclass(frozen=True)
+class SoftRows:
+    """Which positions get soft embeddings from all ids; the others get them from their KEPT heaviest groups.
+
+    Attributes:
+        order: all row numbers (B·C).
+        dense: how many of them, from the first on, get all ids.
+    """
+
+    order: mx.array
+    dense: int
+
+    @classmethod
+    def of(cls, groups: mx.array) -> "SoftRows":
+        """The rows after a step that left these counts (B, C); a row with half of KEPT has room to grow."""
+        counts = np.array(groups).reshape(-1)
+        dense = -(-int((counts > KEPT // 2).sum()) // DENSE_ROWS) * DENSE_ROWS
+        return cls(mx.array(np.argsort(-counts, kind="stable")), min(dense, counts.size))
 
 
 @dataclass(frozen=True)
@@ -29,18 +56,23 @@ class Query:
         temperature: divides the logits.
         u: uniform floats (B, C) for the draw; None takes the argmax as proposal.
         wants_soft: whether soft embeddings are needed, which they are unless this is the last step.
+        cutoff: nats; ids less likely than exp(−cutoff) times their row's likeliest need not count in soft embeddings.
+            None asks for all ids.
+        rows: which positions still get all ids under a cutoff; None means all.
     """
 
     temperature: float
     u: mx.array | None
     wants_soft: bool
+    cutoff: float | None = None
+    rows: SoftRows | None = None
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a step gets: ids, entropy and log-probability of the argmax in nats, all (B, C); soft embeddings (B, C, H).
 
-    All of the tempered distribution.
+    All of the tempered distribution. `groups`, with a cutoff: how many groups of ids hold more than the cutoff (B, C).
     """
 
     argmax: mx.array
@@ -48,6 +80,7 @@ class Prediction:
     entropy: mx.array
     log_p: mx.array
     soft: mx.array | None
+    groups: mx.array | None = None
 
 
 class EmbeddingTable:
@@ -101,6 +134,8 @@ def predict(hidden: mx.array, table: EmbeddingTable, query: Query, block: int | 
     """One walk over the vocabulary for hidden states (B, C, H); see the module's description."""
     width = -(-(block or BLOCK) // GROUP) * GROUP
     temperature, blocks, soft, x = mx.array(query.temperature, mx.float32), [], None, hidden
+    dense = None if query.rows is None else query.rows.order[: query.rows.dense]
+    wants_mix = query.wants_soft and (dense is None or dense.size > 0)
     for start in range(0, table.size, width):
         stop = min(start + width, table.size)
         logits = table.logits(x, start, stop)  # (B, C, W)
@@ -108,31 +143,71 @@ def predict(hidden: mx.array, table: EmbeddingTable, query: Query, block: int | 
         best = mx.take_along_axis(logits, ids, axis=-1)
         maximum = fused.tempered_max(best, blocks[-1].maximum if blocks else _LOWEST, table.cap, temperature)
         p, weighted = fused.tempered_exp(logits, maximum, table.cap, temperature)
-        if query.wants_soft:
-            mixed = table.mix(p, start, stop)
-            soft = fused.add_rescaled(soft, blocks[-1].maximum, maximum, mixed) if blocks else mixed
+        if wants_mix:
+            mixed = table.mix(_picked(p, dense), start, stop)
+            bounds = [_picked(m, dense) for m in (blocks[-1].maximum, maximum)] if blocks else []
+            soft = fused.add_rescaled(soft, *bounds, mixed) if blocks else mixed
         blocks.append(Block(maximum, best, ids, weighted.sum(axis=-1, keepdims=True), _group_masses(p, width)))
         # the next block waits for all that this one is needed for, or its arrays would stay alive beside the next one's
         needed = [blocks[-1].weighted, blocks[-1].masses]
         x = mx.depends([hidden], needed if soft is None else [*needed, soft])[0]
-    maximum, masses = blocks[-1].maximum, mx.stack([b.masses for b in blocks], axis=2)  # (B, C, blocks, N)
-    totals, weighted = fused.rescale(
-        masses.sum(axis=-1), _joined([b.weighted for b in blocks]), _joined([b.maximum for b in blocks]), maximum
-    )
+    return _conclude(hidden, table, query, blocks, soft)
+
+
+def _conclude(
+    hidden: mx.array, table: EmbeddingTable, query: Query, blocks: list[Block], soft: mx.array | None
+) -> Prediction:
+    """What follows from all blocks; `soft` is the sum over ids, of the dense rows (R, H) if some are sparse."""
+    maximum, temperature = blocks[-1].maximum, mx.array(query.temperature, mx.float32)
+    masses = mx.stack([b.masses for b in blocks], axis=2)  # (B, C, blocks, N)
+    width, own = masses.shape[-1] * GROUP, _joined([b.maximum for b in blocks])
+    totals, weighted = fused.rescale(masses.sum(axis=-1), _joined([b.weighted for b in blocks]), own, maximum)
     total = totals.sum(axis=-1, keepdims=True)
     entropy = fused.entropy(total, weighted.sum(axis=-1, keepdims=True)).squeeze(-1)
     which = _joined([b.best for b in blocks]).argmax(axis=-1, keepdims=True)  # the smallest id on a tie
     argmax = mx.take_along_axis(_joined([b.argmax for b in blocks]), which, axis=-1) + which * width
     argmax = argmax.squeeze(-1).astype(mx.int32)
+    log_p = -mx.log(total).squeeze(-1)  # sums are relative to the exponential of the argmax's score
+    relative_to, groups = (maximum, temperature), None
+    if query.cutoff is not None:
+        final = (masses * mx.exp(own - maximum)[..., None]).flatten(2)  # (B, C, groups), the likeliest id has 1
+        groups = (final >= math.exp(-query.cutoff)).sum(axis=-1)
+        if query.wants_soft and query.rows is not None:
+            soft = _with_sparse_rows(soft, hidden, table, query, final, relative_to)
     if soft is not None:
         soft = fused.normalized(soft, total, table.scale)
-    log_p = -mx.log(total).squeeze(-1)  # sums are relative to the exponential of the argmax's score
-    if query.u is None:
-        return Prediction(argmax, argmax, entropy, log_p, soft)
-    index, u = _descend(totals, query.u[..., None])
-    group, u = _descend(mx.take_along_axis(masses, index[..., None], axis=2).squeeze(2), u)
-    proposal = _draw(hidden, table, index * width + group * GROUP, u, (maximum, temperature))
-    return Prediction(argmax, proposal, entropy, log_p, soft)
+    proposal = argmax
+    if query.u is not None:
+        index, u = _descend(totals, query.u[..., None])
+        group, u = _descend(mx.take_along_axis(masses, index[..., None], axis=2).squeeze(2), u)
+        proposal = _draw(hidden, table, index * width + group * GROUP, u, relative_to)
+    return Prediction(argmax, proposal, entropy, log_p, soft, groups)
+
+
+def _with_sparse_rows(
+    soft: mx.array | None, hidden: mx.array, table: EmbeddingTable, query: Query, masses: mx.array,
+    relative_to: tuple[mx.array, mx.array],
+) -> mx.array:  # fmt: skip
+    """The sums of all rows (B, C, H): those of the dense ones (R, H) and, from their heaviest groups, the others'."""
+    sparse = query.rows.order[query.rows.dense :]
+    if sparse.size:
+        x, maximum, masses = (_picked(a, sparse) for a in (hidden, relative_to[0], masses))  # (N, …)
+        kept = min(KEPT, masses.shape[-1])
+        heaviest = mx.argpartition(masses, -kept, axis=-1)[..., -kept:]  # (N, kept)
+        ids = (heaviest[..., None] * GROUP + mx.arange(GROUP)).flatten(1)  # (N, kept · G)
+        rows = table.rows(mx.minimum(ids, table.size - 1), x.dtype)  # (N, kept · G, H)
+        logits = (rows @ x[..., None]).squeeze(-1)
+        size = mx.array(table.size, ids.dtype)
+        p = fused.tempered_exp_below(logits, maximum, table.cap, relative_to[1], ids, size)
+        p = mx.where(p >= math.exp(-query.cutoff), p, 0).astype(rows.dtype)
+        mixed = (p[:, None] @ rows).squeeze(1).astype(mx.float32)
+        soft = mixed if soft is None else mx.concatenate([soft, mixed])
+    return soft[mx.argsort(query.rows.order)].reshape(hidden.shape)
+
+
+def _picked(x: mx.array, rows: mx.array | None) -> mx.array:
+    """These rows of x (B, C, N), or all as they are: (R, N)."""
+    return x if rows is None else x.flatten(0, 1)[rows]
 
 
 def _joined(parts: list[mx.array]) -> mx.array:

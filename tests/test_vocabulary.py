@@ -102,3 +102,48 @@ def test_no_array_of_canvas_times_vocabulary_is_made():
     mx.eval(got.argmax, got.proposal, got.entropy, got.soft)
     whole = 4 * 256 * size
     assert mx.get_peak_memory() - before < whole / 2
+
+
+def sparse_by_the_book(hidden, dense, cutoff, temperature):
+    """Soft embeddings from the ids that are at least exp(−cutoff) times as likely as the likeliest, others left out."""
+    p = mx.softmax(CAP * mx.tanh(hidden @ dense.T / CAP) / temperature, axis=-1)
+    return mx.where(p >= np.exp(-cutoff) * p.max(axis=-1, keepdims=True), p, 0) @ dense * SCALE
+
+
+@given(st.integers(1, 400), st.integers(0, B * C), st.sampled_from([1.0, 4.0, 30.0]), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_a_cutoff_leaves_out_what_it_says(size, dense_rows, cutoff, seed):
+    hidden, table, dense = make(size, seed, sharpness=0.2)
+    order = mx.array(np.random.default_rng(seed).permutation(B * C))
+    rows = vocabulary.SoftRows(order, dense_rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "KEPT", 30)  # all groups
+        got = predict(hidden, table, Query(0.7, None, True, cutoff, rows), 128)
+    soft, everything = np.array(got.soft).reshape(-1, H), Query(0.7, None, wants_soft=True)
+    exact = np.array(predict(hidden, table, everything, 128).soft).reshape(-1, H)
+    cut = np.array(sparse_by_the_book(hidden, dense, cutoff, 0.7)).reshape(-1, H)
+    first, rest = np.split(np.array(order), [dense_rows])
+    np.testing.assert_allclose(soft[first], exact[first], atol=2e-4)
+    np.testing.assert_allclose(soft[rest], cut[rest], atol=2e-4)
+
+
+def test_sparse_rows_keep_the_heaviest_groups_and_counts_tell_how_many_there_are():
+    hidden, table, dense = make(1000, 5, sharpness=0.3)
+    rows = vocabulary.SoftRows(mx.arange(B * C), 0)
+    got = predict(hidden, table, Query(0.5, None, True, 8.0, rows), 256)
+    p = np.array(mx.softmax(CAP * mx.tanh(hidden @ dense.T / CAP) / 0.5, axis=-1))
+    masses = np.pad(p, [(0, 0), (0, 0), (0, -1000 % vocabulary.GROUP)]).reshape(B, C, -1, vocabulary.GROUP).sum(-1)
+    counts = (masses >= np.exp(-8) * p.max(-1, keepdims=True)).sum(-1)
+    assert np.array_equal(np.array(got.groups), counts) and counts.max() > vocabulary.KEPT
+    heaviest = np.repeat(masses >= np.sort(masses)[..., -vocabulary.KEPT, None], vocabulary.GROUP, axis=-1)[..., :1000]
+    kept = np.where(heaviest & (p >= np.exp(-8) * p.max(-1, keepdims=True)), p, 0)
+    np.testing.assert_allclose(np.array(got.soft), kept @ np.array(dense) * SCALE, atol=2e-4)
+
+
+def test_uncertain_rows_are_dense():
+    rows = vocabulary.SoftRows.of(mx.array([[1, 900, 2, 3, 1, 1] * 8]))
+    assert rows.dense == 16  # sixteen of the 48 rows have more than two groups
+    assert sorted(rows.order.tolist()) == list(range(48))
+    assert {r % 6 for r in rows.order.tolist()[:16]} == {1, 3}
+    assert vocabulary.SoftRows.of(mx.array([[1, 2]])).dense == 0
+    assert vocabulary.SoftRows.of(mx.array([[5, 2]])).dense == 2

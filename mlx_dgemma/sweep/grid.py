@@ -10,7 +10,8 @@ Value = int | float | str
 Settings = dict[str, Value]
 
 # a list of stop tokens has no place on an axis; every other field has one
-FIELDS: dict[str, type] = {f.name: f.type for f in fields(GenerationConfig) if f.type in (int, float, str)}
+TYPES = {int: int, float: float, str: str, float | None: float}
+FIELDS: dict[str, type] = {f.name: TYPES[f.type] for f in fields(GenerationConfig) if f.type in TYPES}
 _KINDS = {int: "an integer", float: "a number", str: "a word"}
 
 
