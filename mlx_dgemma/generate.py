@@ -34,6 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     stderr = parser.add_mutually_exclusive_group()
     stderr.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
     stderr.add_argument("--watch", action="store_true", help="show the canvas on the terminal while it is denoised")
+    steering = parser.add_argument_group("steering (gaps and drafts, see the README)")
+    add = steering.add_argument
+    add("--template", metavar="T", help="text with gaps: {10} holds ten tokens, {} at the end as many as it takes")
+    add("--init", metavar="TEXT", help="start the first canvas from this draft instead of noise")
+    add("--noise", type=float, metavar="SHARE", help="share of the draft that is replaced by noise (default: 0)")
     sampler = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)")
     add = sampler.add_argument
     add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text (canvases are whole)")
@@ -59,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
         config = GenerationConfig(**given)
     except DGemmaError as error:
         parser.error(str(error))
+    if args.noise is not None and args.init is None:
+        parser.error("--noise needs --init, the draft to put noise on")
+    if args.noise is not None and not 0 <= args.noise <= 1:
+        parser.error(f"--noise must be between 0 and 1, got {args.noise}")
     if args.prompt == "-":
         args.prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     if not args.prompt.strip():
@@ -121,11 +130,22 @@ def _start(args: argparse.Namespace, config: GenerationConfig, model: Any, token
     from mlx_dgemma.text import stream_generate
 
     given = {"seed": args.seed, "chat_template": not args.no_chat_template}
-    stream = stream_generate(model, tokenizer, _prompt(args), config, **given)
+    plan = _plan(args, model, tokenizer, config.over(model.generation_config).eos_token_id)
+    stream = stream_generate(model, tokenizer, _prompt(args), config, canvas=plan, **given)
     if args.trace is None:
         return stream, None
     recorder = Recorder(model, tokenizer, _prompt(args), config, model_id=args.model or "embedded", **given)
     return record(stream, recorder), recorder
+
+
+def _plan(args: argparse.Namespace, model: Any, tokenizer: Any, end: list[int]) -> Any:
+    """What the canvases start from, by the options."""
+    from mlx_dgemma.template import CanvasPlan, parse_draft, parse_template
+
+    canvas = model.config.canvas_length
+    given = () if args.template is None else parse_template(tokenizer, args.template, end, canvas)
+    draft = () if args.init is None else parse_draft(tokenizer, args.init, end, canvas)
+    return CanvasPlan(given, draft, args.noise or 0.0, args.seed)
 
 
 def _show(event: Any, progress: Any, done: list[Any], *, silent: bool) -> None:

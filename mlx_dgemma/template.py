@@ -52,6 +52,11 @@ class CanvasPlan:
             parts = [()]
         return [self._steering(part, canvas, is_first=i == 0) for i, part in enumerate(parts)]
 
+    def text_end(self, stops: Sequence[int]) -> int:
+        """Where the given text ends, in tokens; stop tokens that the model puts into gaps before that end nothing."""
+        first_stop = next((i for i, token in enumerate(self.given) if token in stops), len(self.given))
+        return max((i + 1 for i in range(first_stop) if self.given[i] is not None), default=0)
+
     def _steering(self, part: Sequence[int | None], canvas: int, *, is_first: bool) -> Steering:
         tokens = [*part, *[None] * (canvas - len(part))]
         is_steered = any(token is not None for token in tokens)
@@ -96,8 +101,26 @@ def parse_template(tokenizer: Any, template: str, end: Sequence[int], canvas: in
         raise DGemmaError("the template is empty; give a text with gaps like {10}")
     if is_open:
         return ids
+    return closed(tokenizer, ids, end, canvas)
+
+
+def parse_draft(tokenizer: Any, text: str, end: Sequence[int], canvas: int) -> list[int]:
+    """Token ids of a draft, then the first `end` id and padding, as a whole canvas.
+
+    Raises:
+        DGemmaError: no tokenizer, a draft that is empty or does not fit a canvas with its end.
+    """
+    ids = encode(tokenizer, text)
+    room = canvas - bool(end)
+    if not 0 < len(ids) <= room:
+        raise DGemmaError(f"the draft has {len(ids)} tokens; give 1 to {room}, which one canvas holds with its end")
+    return closed(tokenizer, ids, end, canvas) if end else ids
+
+
+def closed(tokenizer: Any, ids: list[int | None], end: Sequence[int], canvas: int) -> list[int | None]:
+    """The ids, the first `end` id, and padding up to a multiple of `canvas`."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0]
-    ids.append(end[0])
+    ids = [*ids, end[0]]
     return ids + [pad] * (-len(ids) % canvas)
 
 

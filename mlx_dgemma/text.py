@@ -147,12 +147,13 @@ def stream_generate(
     plan = canvas if isinstance(canvas, CanvasPlan) else CanvasPlan(given=canvas)
     steerings = plan.steerings(model.config.canvas_length, model.config.vocab_size)
     room = max(config.max_new_tokens, len(plan.given))
-    return _stream(model, tokenizer, ids, replace(config, max_new_tokens=room), noise, steerings)
+    config = replace(config, max_new_tokens=room)
+    return _stream(model, tokenizer, ids, config, noise, steerings, plan.text_end(config.eos_token_id))
 
 
 def _stream(
     model: DiffusionGemma, tokenizer: Any, ids: list[int], config: GenerationConfig, noise: Noise,
-    steerings: list[Steering],
+    steerings: list[Steering], given_end: int,
 ) -> Iterator[DenoisingStep | TextCanvas]:  # fmt: skip
     began = time.perf_counter()
     cache = model.make_cache()
@@ -165,7 +166,7 @@ def _stream(
             yield event
             continue
         canvas, steps = event.tokens[0].tolist(), steps + event.steps
-        new, stopped = cut(canvas, config, len(tokens))
+        new, stopped = cut(canvas, config, len(tokens), given_end)
         tokens += new
         out_of_room = cache.length + 2 * len(canvas) > model.config.max_position_embeddings
         is_last = event.canvas_index + 1 == max_canvases or out_of_room
@@ -180,10 +181,10 @@ def _stream(
             return
 
 
-def cut(canvas: list[int], config: GenerationConfig, already: int) -> tuple[list[int], bool]:
-    """The part of a canvas that belongs to the text, and whether a stop token ended it."""
+def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: int = 0) -> tuple[list[int], bool]:
+    """The part of a canvas that belongs to the text, and whether a stop token (not before `given_end`) ended it."""
     room = config.max_new_tokens - already
-    stops = [i for i, token in enumerate(canvas) if token in config.eos_token_id]
+    stops = [i for i, token in enumerate(canvas) if token in config.eos_token_id and already + i >= given_end]
     if stops and stops[0] <= room:
         return canvas[: stops[0]], True
     return canvas[:room], False
