@@ -94,6 +94,16 @@ class PrefixCache:
         for layer, (keys, values) in zip(self.layers, buffers, strict=True):
             layer.keys, layer.values = keys, values
 
+    def take(self, rows: list[int]) -> "PrefixCache":
+        """A cache of its own with these rows of the batch, in this order; a row that is named twice is there twice."""
+        taken = PrefixCache([layer.window for layer in self.layers])
+        taken.length = self.length
+        for layer, own in zip(self.layers, taken.layers, strict=True):
+            own.length, own.reserved = layer.length, layer.reserved
+            if layer.keys is not None:
+                own.keys, own.values = (a[mx.array(rows), :, : layer.length] for a in (layer.keys, layer.values))
+        return taken
+
     def arrays(self) -> list[mx.array]:
         """Every buffer, for `mx.eval`."""
         return [a for layer in self.layers for a in (layer.keys, layer.values) if a is not None]

@@ -51,6 +51,7 @@ class DenoisingStep:
         finished: whether the canvas is done.
         clamped: bool per position, the ones that a steered canvas keeps fixed; None where nothing is.
         log_p: log-probability of the draft's tokens, tempered, nats; of a finished row, when it finished.
+        finished_rows: by row, whether it is done.
     """
 
     canvas_index: int
@@ -66,6 +67,7 @@ class DenoisingStep:
     finished: bool
     clamped: mx.array | None = None
     log_p: mx.array | None = None
+    finished_rows: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def denoise_canvas(
     pending = canvas.submit(denoiser.begin(canvas.tokens, None), config.max_denoising_steps)
     while True:
         ahead = denoiser.begin(canvas.tokens, canvas.soft) if pending.remaining > 1 else None
-        event, finished_rows = pending.read()
-        canvas.learn(pending, finished_rows)
+        event = pending.read()
+        canvas.learn(event, pending.groups)
         if event.finished and ahead is not None:
             denoiser.cancel()
         elif not event.finished:
@@ -153,10 +155,10 @@ class _Canvas:
         fields = {**known, **arrays, "canvas": canvas, "clamped": clamped}
         return _Pending(remaining, summary, prediction.groups, fields)
 
-    def learn(self, step: "_Pending", finished_rows: list[bool]) -> None:
+    def learn(self, event: DenoisingStep, groups: mx.array | None) -> None:
         """Takes from a step that was read what the next one depends on, arrays apart."""
-        self.noise.active = [not finished for finished in finished_rows]  # rows that are done draw no more
-        self.rows = None if step.groups is None else SoftRows.of(step.groups)
+        self.noise.active = [not finished for finished in event.finished_rows]  # rows that are done draw no more
+        self.rows = None if groups is None else SoftRows.of(groups)
 
 
 @dataclass(frozen=True)
@@ -168,13 +170,13 @@ class _Pending:
     groups: mx.array | None  # see Prediction
     fields: dict[str, Any]
 
-    def read(self) -> tuple[DenoisingStep, list[bool]]:
-        """The event, and which rows are done: the step's one host synchronisation."""
+    def read(self) -> DenoisingStep:
+        """The event: the step's one host synchronisation."""
         accepted_count, mean_entropy, *flags = self.summary.tolist()
         finished_rows = [flag == 1.0 for flag in flags]
         done = all(finished_rows) or self.remaining == 1
         counts = {"accepted_count": int(accepted_count), "mean_entropy": mean_entropy, "finished": done}
-        return DenoisingStep(**self.fields, **counts), finished_rows
+        return DenoisingStep(**self.fields, **counts, finished_rows=tuple(finished_rows))
 
 
 def generate_canvases(

@@ -19,7 +19,8 @@ from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma
-from mlx_dgemma.text import Prompt, TextCanvas, prompt_ids
+from mlx_dgemma.prompts import Prompt, prompt_ids
+from mlx_dgemma.text import TextCanvas
 from mlx_dgemma.trace import ARRAYS, Committed, Trace
 
 Event = DenoisingStep | TextCanvas | CommittedCanvas

@@ -1,4 +1,4 @@
-"""Text in, text out: prompts to token ids, canvases to text, statistics."""
+"""Text in, text out: canvases to text, statistics."""
 
 import math
 import time
@@ -8,16 +8,16 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dgemma.cache import PrefixCache
 from mlx_dgemma.diffusion import DenoisingStep, generate_canvases
-from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import DiffusionGemma
 from mlx_dgemma.noise import Noise, SeededNoise
 from mlx_dgemma.prefill import prefill
+from mlx_dgemma.prompts import Prompt, check_ids, prompt_ids
 from mlx_dgemma.steering import Steering
 from mlx_dgemma.template import CanvasPlan
 
-Prompt = str | list[dict[str, str]] | list[int]
 THOUGHT_OPEN, THOUGHT_CLOSE = "<|channel>", "<channel|>"
 
 
@@ -140,45 +140,77 @@ def stream_generate(
         DGemmaError: an empty or too long prompt, a token id outside the vocabulary, text without a tokenizer.
     """
     # Checked here, not at the first next(): a bad prompt should fail where it is passed in.
+    run = prepare(model, tokenizer, prompt, config, chat_template, canvas)
+    return _stream(model, tokenizer, run, noise or SeededNoise(seed, model.config.vocab_size))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checked request: prompt ids, complete settings, how the first canvases are steered, where given text ends."""
+
+    ids: list[int]
+    config: GenerationConfig
+    steerings: list[Steering]
+    given_end: int
+
+
+def prepare(
+    model: DiffusionGemma, tokenizer: Any, prompt: Prompt, config: GenerationConfig | None, chat_template: bool,
+    canvas: Sequence[int | None] | CanvasPlan,
+) -> Run:  # fmt: skip
+    """Checks the arguments of `stream_generate` and turns them into what a run needs."""
     config = (config or GenerationConfig()).over(model.generation_config)
     ids = prompt_ids(tokenizer, prompt, chat_template)
     check_ids(model, ids)
-    noise = noise or SeededNoise(seed, model.config.vocab_size)
     plan = canvas if isinstance(canvas, CanvasPlan) else CanvasPlan(given=canvas)
     steerings = plan.steerings(model.config.canvas_length, model.config.vocab_size)
-    room = max(config.max_new_tokens, len(plan.given))
-    config = replace(config, max_new_tokens=room)
-    return _stream(model, tokenizer, ids, config, noise, steerings, plan.text_end(config.eos_token_id))
+    config = replace(config, max_new_tokens=max(config.max_new_tokens, len(plan.given)))
+    return Run(ids, config, steerings, plan.text_end(config.eos_token_id))
 
 
-def _stream(
-    model: DiffusionGemma, tokenizer: Any, ids: list[int], config: GenerationConfig, noise: Noise,
-    steerings: list[Steering], given_end: int,
-) -> Iterator[DenoisingStep | TextCanvas]:  # fmt: skip
+def _stream(model: DiffusionGemma, tokenizer: Any, run: Run, noise: Noise) -> Iterator[DenoisingStep | TextCanvas]:
     began = time.perf_counter()
     cache = model.make_cache()
-    prefill(model, mx.array([ids]), cache)
-    prefilled = time.perf_counter()
-    max_canvases = math.ceil(config.max_new_tokens / model.config.canvas_length)
-    tokens, steps, decoder = [], 0, TextDecoder(tokenizer)
-    for event in generate_canvases(model, cache, config, noise, max_canvases, steerings=steerings):
+    prefill(model, mx.array([run.ids]), cache)
+    transcript = Transcript(tokenizer, run, time.perf_counter() - began)
+    max_canvases = math.ceil(run.config.max_new_tokens / model.config.canvas_length)
+    for event in generate_canvases(model, cache, run.config, noise, max_canvases, steerings=run.steerings):
         if isinstance(event, DenoisingStep):
             yield event
             continue
-        canvas, steps = event.tokens[0].tolist(), steps + event.steps
-        new, stopped = cut(canvas, config, len(tokens), given_end)
-        tokens += new
-        out_of_room = cache.length + 2 * len(canvas) > model.config.max_position_embeddings
-        is_last = event.canvas_index + 1 == max_canvases or out_of_room
-        finish_reason = "stop" if stopped else "length" if is_last else None
-        text = decoder.add(new, final=finish_reason is not None)
-        seconds = time.perf_counter() - prefilled
-        stats = Stats(
-            len(ids), prefilled - began, len(tokens), event.canvas_index + 1, steps, seconds, mx.get_peak_memory()
-        )
-        yield TextCanvas(event.canvas_index, canvas, new, text, event.steps, finish_reason, stats)
-        if finish_reason:
+        is_last = event.canvas_index + 1 == max_canvases or not has_room_after(model, cache)
+        canvas = transcript.add(event.tokens[0].tolist(), event.steps, is_last=is_last)
+        yield canvas
+        if canvas.finish_reason:
             return
+
+
+def has_room_after(model: DiffusionGemma, cache: PrefixCache) -> bool:
+    """Whether the positions hold one more canvas after the one that is being denoised over this prefix."""
+    return cache.length + 2 * model.config.canvas_length <= model.config.max_position_embeddings
+
+
+class Transcript:
+    """The text of one run, canvas by canvas; its clock starts when it is made, after a prefill of `prompt_seconds`."""
+
+    def __init__(self, tokenizer: Any, run: Run, prompt_seconds: float):
+        self.run, self.prompt_seconds = run, prompt_seconds
+        self.tokens: list[int] = []
+        self._steps = self._canvases = 0
+        self._decoder = TextDecoder(tokenizer)
+        self._began = time.perf_counter()
+
+    def add(self, canvas: list[int], steps: int, *, is_last: bool) -> TextCanvas:
+        """Takes a committed canvas; `is_last` if none can follow whatever it holds."""
+        new, stopped = cut(canvas, self.run.config, len(self.tokens), self.run.given_end)
+        self.tokens += new
+        self._steps, self._canvases = self._steps + steps, self._canvases + 1
+        finish_reason = "stop" if stopped else "length" if is_last else None
+        text = self._decoder.add(new, final=finish_reason is not None)
+        seconds, peak = time.perf_counter() - self._began, mx.get_peak_memory()
+        counts = len(self.tokens), self._canvases, self._steps
+        stats = Stats(len(self.run.ids), self.prompt_seconds, *counts, seconds, peak)
+        return TextCanvas(self._canvases - 1, canvas, new, text, steps, finish_reason, stats)
 
 
 def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: int = 0) -> tuple[list[int], bool]:
@@ -188,55 +220,6 @@ def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: in
     if stops and stops[0] <= room:
         return canvas[: stops[0]], True
     return canvas[:room], False
-
-
-def prompt_ids(tokenizer: Any, prompt: Prompt, chat_template: bool = True) -> list[int]:
-    """Token ids of a prompt in any of its three forms."""
-    if not isinstance(prompt, str | list):
-        raise DGemmaError(f"prompt is a {type(prompt).__name__}; give a text, a list of messages or of token ids")
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise DGemmaError("the prompt is empty; give a text, chat messages or token ids")
-    if isinstance(prompt, list) and all(type(item) is int for item in prompt):
-        return prompt
-    if isinstance(prompt, list) and not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in prompt):
-        raise DGemmaError('prompt must be a text, a list of {"role", "content"} messages, or a list of token ids')
-    if tokenizer is None:
-        raise DGemmaError("the checkpoint has no tokenizer files; give the prompt as token ids, or add tokenizer.json")
-    if isinstance(prompt, str):
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise DGemmaError("the prompt is not valid UTF-8")
-        if not chat_template or not tokenizer.chat_template:
-            return tokenizer.encode(prompt)
-        prompt = [{"role": "user", "content": prompt}]
-    return _apply_chat_template(tokenizer, prompt)
-
-
-def _apply_chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        raise DGemmaError("the tokenizer has no chat template; give the prompt as text or token ids")
-    try:
-        # thinking is switched on by the system turn, as the checkpoint's template documents
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-    except (TemplateError, TypeError) as error:
-        raise DGemmaError(f"the chat template refuses these messages: {first_line(error)}") from None
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def check_ids(model: DiffusionGemma, ids: list[int]) -> None:
-    """Every id is in the vocabulary, and prompt and one canvas fit the positions."""
-    config = model.config
-    outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
-    if outside is not None:
-        raise DGemmaError(f"token id {outside} is outside the vocabulary (0 … {config.vocab_size - 1})")
-    if len(ids) + config.canvas_length > config.max_position_embeddings:
-        raise DGemmaError(
-            f"the prompt has {len(ids)} tokens; with one canvas of {config.canvas_length} that exceeds "
-            f"max_position_embeddings ({config.max_position_embeddings}); shorten it"
-        )
 
 
 class TextDecoder:
