@@ -4,17 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlx_dgemma.choose import choose
     from mlx_dgemma.errors import DGemmaError
     from mlx_dgemma.generation_config import GenerationConfig
     from mlx_dgemma.loading import load
+    from mlx_dgemma.samples import generate_samples
     from mlx_dgemma.text import generate_text, stream_generate
 
 __version__ = "0.1.0"
-__all__ = ["DGemmaError", "GenerationConfig", "generate_text", "load", "stream_generate"]
+__all__ = [
+    "DGemmaError", "GenerationConfig", "choose", "generate_samples", "generate_text", "load", "stream_generate",
+]  # fmt: skip
 
 _HOME = {
     "DGemmaError": "errors",
     "GenerationConfig": "generation_config",
+    "choose": "choose",
+    "generate_samples": "samples",
     "generate_text": "text",
     "load": "loading",
     "stream_generate": "text",

@@ -39,6 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--template", metavar="T", help="text with gaps: {10} holds ten tokens, {} at the end as many as it takes")
     add("--init", metavar="TEXT", help="start the first canvas from this draft instead of noise")
     add("--noise", type=float, metavar="SHARE", help="share of the draft that is replaced by noise (default: 0)")
+    add("--choose", metavar="A,B", help="write nothing: print how likely each of these labels is in the slots {?} of T")
+    add(
+        "--num-samples", type=int, default=1, metavar="N", help="N texts at once, with seeds from --seed on, best first"
+    )
     sampler = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)")
     add = sampler.add_argument
     add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text (canvases are whole)")
@@ -64,15 +68,29 @@ def main(argv: list[str] | None = None) -> int:
         config = GenerationConfig(**given)
     except DGemmaError as error:
         parser.error(str(error))
-    if args.noise is not None and args.init is None:
-        parser.error("--noise needs --init, the draft to put noise on")
-    if args.noise is not None and not 0 <= args.noise <= 1:
-        parser.error(f"--noise must be between 0 and 1, got {args.noise}")
+    _check_steering(parser, args)
     if args.prompt == "-":
         args.prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     if not args.prompt.strip():
         parser.error("the prompt is empty; give a text")
     return exit_code(lambda: run(args, config), "interrupted before the first canvas was begun")
+
+
+def _check_steering(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What goes together, as usage errors."""
+    if args.noise is not None and args.init is None:
+        parser.error("--noise needs --init, the draft to put noise on")
+    if args.noise is not None and not 0 <= args.noise <= 1:
+        parser.error(f"--noise must be between 0 and 1, got {args.noise}")
+    if args.num_samples < 1:
+        parser.error(f"--num-samples must be at least 1, got {args.num_samples}")
+    what = "--choose" if args.choose is not None else "--num-samples" if args.num_samples > 1 else None
+    others = {"--watch": args.watch, "--trace": args.trace is not None}
+    if args.choose is not None:
+        others |= {"--init": args.init is not None, "--num-samples": args.num_samples > 1}
+    for other, is_given in others.items():
+        if what and is_given:
+            parser.error(f"{what} does not go with {other}; leave one out")
 
 
 def run(args: argparse.Namespace, config: GenerationConfig) -> int:
@@ -87,6 +105,10 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     progress.show("loading …")
     try:
         model, tokenizer = _load(args, progress)
+        if args.choose is not None:
+            return _choose(args, model, tokenizer, progress)
+        if args.num_samples > 1:
+            return _samples(args, config, model, tokenizer, progress)
         stream, recorder = _start(args, config, model, tokenizer)
     finally:
         progress.clear()
@@ -122,6 +144,49 @@ def _load(args: argparse.Namespace, progress: Any) -> tuple[Any, Any]:
         progress.clear()
         print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
     return model, tokenizer
+
+
+def _choose(args: argparse.Namespace, model: Any, tokenizer: Any, progress: Any) -> int:
+    """Prints the probability of each label, slot by slot."""
+    from mlx_dgemma.choose import choose
+
+    labels = [label.strip() for label in args.choose.split(",")]
+    given = {"seed": args.seed, "chat_template": not args.no_chat_template}
+    slots = choose(model, tokenizer, _prompt(args), "{?}" if args.template is None else args.template, labels, **given)
+    progress.clear()
+    if args.json:
+        known = {"model": args.model or "embedded", "prompt": args.prompt, "seed": args.seed}
+        print(json.dumps({**known, "choices": slots}, ensure_ascii=False))
+        return 0
+    for number, slot in enumerate(slots, 1):
+        for label, p in slot.items():
+            print(*[number][: len(slots) - 1], f"{p:.4f}", label, sep="\t")
+    return 0
+
+
+def _samples(args: argparse.Namespace, config: GenerationConfig, model: Any, tokenizer: Any, progress: Any) -> int:
+    """Prints several texts for the prompt, best first; what tells them apart goes to stderr."""
+    from mlx_dgemma.samples import Sample, stream_samples
+
+    given = {"n": args.num_samples, "seed": args.seed, "chat_template": not args.no_chat_template}
+    plan = _plan(args, model, tokenizer, config.over(model.generation_config).eos_token_id)
+    samples = []
+    for event in stream_samples(model, tokenizer, _prompt(args), config, canvas=plan, **given):
+        if isinstance(event, Sample):
+            samples.append(event)
+        else:
+            progress.step(event)
+    progress.clear()
+    if args.json:
+        results = [{**_json_result(args, s.result), "seed": s.seed, "mean_log_p": s.mean_log_p} for s in samples]
+        print(json.dumps(results, ensure_ascii=False))
+        return 0
+    for rank, sample in enumerate(samples, 1):
+        if not args.quiet:
+            about = f"{sample.mean_log_p:.3g} nats per token, {sample.result.finish_reason}"
+            print(f"sample {rank} of {len(samples)}: seed {sample.seed}, {about}", file=sys.stderr, flush=True)
+        print(sample.result.text.removesuffix("\n"), flush=True)
+    return 0
 
 
 def _start(args: argparse.Namespace, config: GenerationConfig, model: Any, tokenizer: Any) -> tuple[Any, Any]:

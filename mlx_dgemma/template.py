@@ -1,7 +1,7 @@
 """Templates: text with gaps, and drafts, as steered canvases.
 
-`{10}` is a gap of ten tokens, `{}` at the very end leaves the rest free, `\\{10}` is the text `{10}`. Other braces are
-themselves, so that JSON skeletons can be written as they are: `{"name": "{6}", "age": {2}}`.
+`{10}` is a gap of ten tokens, `{}` at the very end leaves the rest free, `\\{10}` is the text `{10}`, `{?}` a slot of
+`choose`. Other braces are themselves, so that JSON skeletons can be written as they are: `{"name": "{6}", "age": {2}}`.
 """
 
 import random
@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.steering import Steering
 
-_GAP = re.compile(r"(?<!\\)\{(\d*)\}")
+_GAP = re.compile(r"(?<!\\)\{(\d*|\?)\}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,15 @@ class CanvasPlan:
         return Steering(given, clamped, mx.array([draft]), mx.array([keep]))
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Part of a template: token ids, None in gaps; or a slot, with the spaces before it."""
+
+    ids: tuple[int | None, ...] = ()
+    is_slot: bool = False
+    spaces: str = ""
+
+
 def parse_template(tokenizer: Any, template: str, end: Sequence[int], canvas: int) -> list[int | None]:
     """Token ids of a template, None in its gaps; after its last token the first `end` id, then padding of the canvas.
 
@@ -80,28 +89,43 @@ def parse_template(tokenizer: Any, template: str, end: Sequence[int], canvas: in
         canvas: positions of a canvas.
 
     Raises:
-        DGemmaError: no tokenizer, an empty template, a gap of no tokens, `{}` before the end.
+        DGemmaError: no tokenizer, an empty template, a gap of no tokens, `{}` before the end, a slot.
     """
-    ids, is_open, position = [], not end, 0
+    pieces, is_open = parse_pieces(tokenizer, template)
+    if any(piece.is_slot for piece in pieces):
+        raise DGemmaError("template: {?} is a slot to choose a label for; give labels, or a gap like {10} instead")
+    ids = [token for piece in pieces for token in piece.ids]
+    if not ids and not is_open:
+        raise DGemmaError("the template is empty; give a text with gaps like {10}")
+    return ids if is_open or not end else closed(tokenizer, ids, end, canvas)
+
+
+def parse_pieces(tokenizer: Any, template: str) -> tuple[list[Piece], bool]:
+    """The pieces of a template in order, and whether `{}` leaves open what follows.
+
+    Spaces before a slot go with it: in most vocabularies they are part of the token that follows.
+
+    Raises:
+        DGemmaError: no tokenizer, a gap of no tokens, `{}` before the end.
+    """
+    pieces, position = [], 0
     for gap in _GAP.finditer(template):
-        ids += encode(tokenizer, template[position : gap.start()])
-        position = gap.end()
-        if gap[1]:
+        text, position = template[position : gap.start()], gap.end()
+        spaces = text[len(text.rstrip(" ")) :] if gap[1] == "?" else ""
+        pieces.append(Piece(tuple(encode(tokenizer, text.removesuffix(spaces)))))
+        if gap[1] == "?":
+            pieces.append(Piece(is_slot=True, spaces=spaces))
+        elif gap[1]:
             if int(gap[1]) == 0:
                 raise DGemmaError("template: a gap {0} holds no token; give its length, {10} say")
-            ids += [None] * int(gap[1])
-        elif position < len(template):
+            pieces.append(Piece((None,) * int(gap[1])))
+        elif position == len(template):
+            return pieces, True
+        else:
             raise DGemmaError(
                 "template: {} leaves the rest free and must stand at the end; give gaps a length, {10} say"
             )
-        else:
-            is_open = True
-    ids += encode(tokenizer, template[position:])
-    if not ids and not is_open:
-        raise DGemmaError("the template is empty; give a text with gaps like {10}")
-    if is_open:
-        return ids
-    return closed(tokenizer, ids, end, canvas)
+    return [*pieces, Piece(tuple(encode(tokenizer, template[position:])))], False
 
 
 def parse_draft(tokenizer: Any, text: str, end: Sequence[int], canvas: int) -> list[int]:

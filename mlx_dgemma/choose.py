@@ -1,0 +1,161 @@
+"""Reading a steered canvas instead of writing one: the probability of each of some labels, from one denoiser pass.
+
+Each label makes a canvas of its own out of the template. What all of them agree on is pinned; where they differ the
+canvas holds noise, which denoising learned to see through, and the probabilities of the labels' tokens are read there.
+So a slot takes one row, labels of equal length let all slots share it, and all rows are one batch over one prefix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_dgemma import memory, sampling
+from mlx_dgemma.cache import PrefixCache
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.layers import softcap
+from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.noise import SeededNoise
+from mlx_dgemma.prefill import prefill
+from mlx_dgemma.prompts import Prompt, check_ids, prompt_ids
+from mlx_dgemma.template import Piece, closed, parse_pieces
+
+DRAWS = 1  # of the noise: more were not better (`python -m benchmarks.choose`)
+Canvas = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One slot: the canvas that is read, the P positions where the L labels differ, and their tokens there (L, P)."""
+
+    canvas: Canvas
+    positions: list[int]
+    tokens: list[list[int]]
+
+
+def choose(
+    model: DiffusionGemma,
+    tokenizer: Any,
+    prompt: Prompt,
+    template: str,
+    labels: Sequence[str],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    chat_template: bool = True,
+) -> list[dict[str, float]]:
+    """Probabilities of the labels in each slot `{?}` of a template; those of a slot add up to 1.
+
+    A label's score is the sum of its tokens' log-probabilities where the labels' canvases differ (behind labels of
+    different lengths that is also what follows them), at temperature 1 and without self-conditioning. While a slot is
+    read the others hold noise, as long as the longest label; so labels of equal length are read best.
+
+    Args:
+        model, tokenizer, prompt, chat_template: as for `generate_text`.
+        template: the whole answer, with one slot or several; gaps like `{10}` hold noise.
+        labels: what may stand in a slot.
+        seed: of the noise.
+        draws: over how many draws of the noise probabilities are averaged.
+
+    Raises:
+        DGemmaError: no tokenizer or slot, fewer than two labels, a label that is empty or given twice, an answer that
+            is open or longer than a canvas, and what `generate_text` refuses.
+    """
+    ids = prompt_ids(tokenizer, prompt, chat_template)
+    check_ids(model, ids)
+    _check(labels, draws)
+    pieces, is_open = parse_pieces(tokenizer, template)
+    if not any(piece.is_slot for piece in pieces):
+        raise DGemmaError("template: there is no slot {?} for the label; put one where it belongs")
+    end = model.generation_config.eos_token_id
+    if is_open or not end:
+        raise DGemmaError(
+            "template: an answer to read needs an end; leave {} out (and the checkpoint needs a stop token)"
+        )
+    slots = _slots(tokenizer, pieces, labels, end, model.config.canvas_length)
+    p = _read(model, ids, slots, SeededNoise(seed, model.config.vocab_size), draws)
+    return [_softmax(labels, _scores(slot, own)) for slot, own in zip(slots, p, strict=True)]
+
+
+def _check(labels: Sequence[str], draws: int) -> None:
+    if isinstance(labels, str) or len(labels) < 2:
+        raise DGemmaError("there is nothing to choose from; give two labels or more")
+    for i, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip():
+            raise DGemmaError(f"label {i + 1} is {label!r}; give a text that is not empty")
+        if label in labels[:i]:
+            raise DGemmaError(f"label {label!r} is given twice; give each once")
+    if type(draws) is not int or draws < 1:
+        raise DGemmaError(f"draws must be an integer from 1 on, got {draws!r}")
+
+
+def _slots(tokenizer: Any, pieces: list[Piece], labels: Sequence[str], end: Sequence[int], length: int) -> list[_Slot]:
+    """The slots in order, each with its canvas of `length` positions."""
+    places = [i for i, piece in enumerate(pieces) if piece.is_slot]
+    tokens = {
+        i: [tuple(tokenizer.encode(pieces[i].spaces + x, add_special_tokens=False)) for x in labels] for i in places
+    }
+    free = {i: (None,) * max(map(len, tokens[i])) for i in places}
+    slots = []
+    for place in places:
+        alternatives = []
+        for own in tokens[place]:
+            filled = {**free, place: own}
+            ids = [t for i, piece in enumerate(pieces) for t in (filled[i] if piece.is_slot else piece.ids)]
+            if len(ids) >= length:
+                raise DGemmaError(f"template: with a label it has {len(ids)} tokens, one canvas holds {length - 1}")
+            alternatives.append(closed(tokenizer, ids, end, length))
+        columns = list(zip(*alternatives, strict=True))
+        # free positions of a gap may meet tokens of shorter alternatives: they are not read
+        read = [i for i, column in enumerate(columns) if len(set(column)) > 1 and None not in column]
+        canvas = tuple(column[0] if len(set(column)) == 1 else None for column in columns)
+        slots.append(_Slot(canvas, read, [[alternative[i] for i in read] for alternative in alternatives]))
+    return slots
+
+
+def _read(
+    model: DiffusionGemma, ids: list[int], slots: list[_Slot], noise: SeededNoise, draws: int
+) -> list[list[np.ndarray]]:
+    """Distributions (V,) at the positions of each slot, averaged over the draws."""
+    canvases = list(dict.fromkeys(slot.canvas for slot in slots))  # slots may share one
+    at = [(canvases.index(slot.canvas), position) for slot in slots for position in slot.positions]
+    cache = model.make_cache()
+    prefill(model, mx.array([ids]), cache)
+    cache = cache.take([0] * len(canvases))
+    p = 0
+    for _ in range(draws):
+        p = p + _distributions(model, cache, _filled(canvases, noise.tokens((1, model.config.canvas_length))), at)
+    p = iter(p / draws)
+    return [[next(p) for _ in slot.positions] for slot in slots]
+
+
+def _filled(canvases: list[Canvas], noise: mx.array) -> mx.array:
+    """Ids (B, C), noise (1, C) where a canvas is free."""
+    given = mx.array([[0 if token is None else token for token in canvas] for canvas in canvases])
+    return mx.where(mx.array([[token is None for token in canvas] for canvas in canvases]), noise, given)
+
+
+def _distributions(
+    model: DiffusionGemma, prefix: PrefixCache, canvas: mx.array, at: list[tuple[int, int]]
+) -> np.ndarray:
+    """Probabilities (N, V) at N (row, position) pairs, from one denoiser pass over ids (B, C)."""
+    rows, positions = (mx.array(column) for column in zip(*at, strict=True))
+    hidden = model.denoise_hidden(canvas, prefix)[rows, positions]  # (N, H): logits of no other position are made
+    logits = model.model.decoder.embed_tokens.as_linear(hidden).astype(mx.float32)
+    p = mx.exp(sampling.log_probabilities(softcap(logits, model.config.final_logit_softcapping)))
+    memory.finish([p])
+    return np.array(p)
+
+
+def _scores(slot: _Slot, p: list[np.ndarray]) -> np.ndarray:
+    """Log-probability of each label, (L,)."""
+    return np.array(
+        [sum(np.log(max(own[t], 1e-37)) for own, t in zip(p, tokens, strict=True)) for tokens in slot.tokens]
+    )
+
+
+def _softmax(labels: Sequence[str], scores: np.ndarray) -> dict[str, float]:
+    weights = np.exp(scores - scores.max())
+    return dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
