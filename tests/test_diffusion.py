@@ -231,3 +231,21 @@ def test_a_macs_memory_is_wired_while_canvases_are_made_however_that_ends(model,
     assert limits == [7, 900]
     events.close()
     assert limits == [7, 900, 7]
+
+
+def test_a_cutoff_makes_sure_positions_sparse_from_the_second_step_on(monkeypatch):
+    from mlx_dgemma import load, stream_generate
+
+    queries, predict = [], diffusion.predict
+    monkeypatch.setattr(diffusion, "predict", lambda h, t, query: queries.append(query) or predict(h, t, query))
+    model, tokenizer = load()
+    texts = []
+    for cutoff in (None, 10.0):
+        config = GenerationConfig(soft_embedding_cutoff=cutoff)
+        texts.append(list(stream_generate(model, tokenizer, "sudoku 1..4..1.2....3.1", config))[-1].text)
+    assert texts[0] == texts[1]
+    exact, cut = [q for q in queries if q.cutoff is None], [q for q in queries if q.cutoff == 10.0]
+    assert all(q.rows is None for q in exact) and len(exact) == len(cut)
+    assert cut[0].rows is None  # nothing is known yet
+    assert all(sorted(q.rows.order.tolist()) == list(range(64)) for q in cut[1:])
+    assert cut[-1].rows.dense < 64

@@ -106,3 +106,11 @@ def test_other_samplers_are_refused_and_foreign_fields_ignored(tmp_path):
     path.write_text("{")
     with pytest.raises(DGemmaError, match=r"generation_config\.json"):
         GenerationConfig.from_file(path)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), True, "10"])
+def test_the_cutoff_is_a_positive_number_or_none(value):
+    with pytest.raises(DGemmaError, match="soft_embedding_cutoff must be a number > 0"):
+        GenerationConfig(soft_embedding_cutoff=value)
+    assert GenerationConfig().soft_embedding_cutoff is None and GenerationConfig(soft_embedding_cutoff=10)
+    assert GenerationConfig.from_dict({"soft_embedding_cutoff": 10.0}).soft_embedding_cutoff is None  # ours alone
