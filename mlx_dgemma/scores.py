@@ -8,13 +8,15 @@ Shapes: q (B, heads, T, D); keys and values (B, kv_heads, S, D), of which the la
 """
 
 import functools
+from collections.abc import Callable
 
 import mlx.core as mx
 
 from mlx_dgemma import memory
 
-SCORE_BYTES = 16 << 20  # of one block's scores, on a CPU
+SCORE_BYTES = 16 << 20  # of the scores of the blocks that are alive at a time, on a CPU
 GPU_FACTOR = 8  # a GPU wants larger products
+LANES_FROM = 4 << 20  # bytes of scores, from which a CPU computes them in two blocks at a time
 BAND_ROWS = 256  # rows per block under a sliding window: each reads window + 255 keys
 MLX_BOUNDS_FROM = 1024  # causal half-precision queries at head_dim 512, from which MLX bounds the scores on Metal
 
@@ -27,13 +29,8 @@ def attend_all(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     folded = q.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
     rows = _rows(folded, keys.shape[2])
     if rows < folded.shape[2] and has_fused_kernel(head_dim, q.dtype, None):
-        out = mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, force_fused=True)
-    else:
-        out = []
-        for start in range(0, folded.shape[2], rows):
-            out.append(plain(_after(folded[:, :, start : start + rows], out), keys, values))
-        out = _joined(out)
-    return out.reshape(q.shape)
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, force_fused=True)
+    return _in_blocks(folded, rows, lambda block, start: plain(block, keys, values)).reshape(q.shape)
 
 
 def attend_causally(q: mx.array, keys: mx.array, values: mx.array, window: int | None) -> mx.array:
@@ -44,17 +41,39 @@ def attend_causally(q: mx.array, keys: mx.array, values: mx.array, window: int |
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask="causal")
     if not is_banded and _rows(q, visible) < length and has_fused_kernel(q.shape[3], q.dtype, "causal"):
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask="causal", force_fused=True)
-    rows = min(_rows(q, min(visible, window + BAND_ROWS)), BAND_ROWS) if is_banded else _rows(q, visible)
-    out = []
-    for start in range(0, length, rows):
-        stop = min(start + rows, length)
-        end = visible - length + stop
-        first = max(0, end - (stop - start) - window + 1) if is_banded else 0
-        mask = causal_mask(stop - start, end - first, window)
+
+    def attend(block: mx.array, start: int) -> mx.array:
+        end = visible - length + start + block.shape[2]
+        first = max(0, end - block.shape[2] - window + 1) if is_banded else 0
+        mask = causal_mask(block.shape[2], end - first, window)
         k, v = keys[:, :, first:end], values[:, :, first:end]
-        block = _after(q[:, :, start:stop], out)
-        out.append(mx.fast.scaled_dot_product_attention(block, k, v, scale=1.0, mask=mask))
-    return _joined(out)
+        return mx.fast.scaled_dot_product_attention(block, k, v, scale=1.0, mask=mask)
+
+    rows = min(_rows(q, min(visible, window + BAND_ROWS)), BAND_ROWS) if is_banded else _rows(q, visible)
+    return _in_blocks(q, rows, attend)
+
+
+def _in_blocks(q: mx.array, rows: int, attend: Callable[[mx.array, int], mx.array]) -> mx.array:
+    """attend(block, start) for blocks of so many rows, joined; as many blocks at a time as there are lanes."""
+    lanes, out = _lanes(), []
+    for i, start in enumerate(range(0, q.shape[2], rows)):
+        with mx.stream(lanes[i % len(lanes)]):
+            block = q[:, :, start : start + rows]
+            if i >= len(lanes):  # or MLX would compute the scores of all of them first
+                block = mx.depends([block], [out[i - len(lanes)]])[0]
+            out.append(attend(block, start))
+    return out[0] if len(out) == 1 else mx.concatenate(out, axis=2)
+
+
+def _lanes() -> tuple[mx.Stream, ...]:
+    """Streams that blocks take in turn: MLX's CPU computes a softmax on one core, so there are two of them."""
+    default = mx.default_stream(mx.default_device())
+    return (default, _second_lane()) if memory.on_cpu() else (default,)
+
+
+@functools.cache
+def _second_lane() -> mx.Stream:
+    return mx.new_stream(mx.cpu)
 
 
 def plain(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
@@ -98,16 +117,11 @@ def _mlx_bounds(q: mx.array) -> bool:
 
 
 def _rows(q: mx.array, visible: int) -> int:
-    """Rows of queries (all heads at once) whose scores fit SCORE_BYTES."""
+    """Rows of queries (all heads at once) whose scores fit their share of SCORE_BYTES."""
     batch, heads, length, _ = q.shape
-    budget = SCORE_BYTES if memory.on_cpu() else GPU_FACTOR * SCORE_BYTES
-    return max(1, min(length, budget // (batch * heads * visible * q.dtype.size)))
-
-
-def _after(block: mx.array, earlier: list[mx.array]) -> mx.array:
-    """The block, once the earlier ones are done: MLX would compute the scores of all of them first."""
-    return mx.depends([block], earlier[-1:])[0] if earlier else block
-
-
-def _joined(blocks: list[mx.array]) -> mx.array:
-    return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
+    row_bytes = batch * heads * visible * q.dtype.size
+    if not memory.on_cpu():
+        return max(1, min(length, GPU_FACTOR * SCORE_BYTES // row_bytes))
+    if length * row_bytes > LANES_FROM:
+        length = -(-length // len(_lanes()))
+    return max(1, min(length, SCORE_BYTES // len(_lanes()) // row_bytes))

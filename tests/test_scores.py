@@ -101,3 +101,15 @@ def test_memory_beyond_weights_and_cache_does_not_grow_with_the_square_of_the_pr
 
     transient(30)
     assert transient(480) < 4 * transient(30)
+
+
+def test_a_cpu_takes_blocks_of_large_scores_on_two_streams(monkeypatch):
+    q, keys, values = qkv(4, 2, 16, 40, 0)
+    streams, stream = [], mx.stream
+    monkeypatch.setattr(mx, "stream", lambda s: streams.append(s) or stream(s))
+    small = scores.attend_all(q, keys, values)
+    assert len(set(map(str, streams))) == 1
+    monkeypatch.setattr(scores, "LANES_FROM", 0)
+    large = scores.attend_all(q, keys, values)
+    assert len(set(map(str, streams))) == 2
+    assert mx.allclose(small, large, atol=1e-6)
