@@ -44,7 +44,7 @@ def main() -> None:
             choice.shuffle(labels)
             for i, draws in enumerate(args.draws):
                 began = time.perf_counter()
-                (p,) = choose(model, tokenizer, example.prompt, "{?}", labels, draws=draws)
+                p = choose(model, tokenizer, example.prompt, "{?}", labels, draws=draws)
                 seconds[i] += time.perf_counter() - began
                 right[i] += max(p, key=p.get) == answer
         print(f"| {task} | {asked} | {' | '.join(f'{r / asked:.1%}' for r in right)} |", flush=True)

@@ -45,41 +45,64 @@ def choose(
     seed: int = 0,
     draws: int = DRAWS,
     chat_template: bool = True,
+) -> dict[str, float]:
+    """Probabilities of the labels in the one slot `{?}` of a template; they add up to 1. See `choose_each`."""
+    given = {"seed": seed, "draws": draws, "chat_template": chat_template}
+    slots = choose_each(model, tokenizer, prompt, template, [labels], **given)
+    return slots[0]
+
+
+def choose_each(
+    model: DiffusionGemma,
+    tokenizer: Any,
+    prompt: Prompt,
+    template: str,
+    labels: Sequence[Sequence[str]],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    chat_template: bool = True,
 ) -> list[dict[str, float]]:
-    """Probabilities of the labels in each slot `{?}` of a template; those of a slot add up to 1.
+    """Probabilities of the labels in each slot `{?}` of a template, in one denoiser pass; those of a slot add up to 1.
 
     A label's score is the sum of its tokens' log-probabilities where the labels' canvases differ (behind labels of
     different lengths that is also what follows them), at temperature 1 and without self-conditioning. While a slot is
-    read the others hold noise, as long as the longest label; so labels of equal length are read best.
+    read the others hold noise, as long as their longest label; so labels of equal length are read best.
 
     Args:
         model, tokenizer, prompt, chat_template: as for `generate_text`.
-        template: the whole answer, with one slot or several; gaps like `{10}` hold noise.
-        labels: what may stand in a slot.
+        template: the whole answer, with its slots; gaps like `{10}` hold noise.
+        labels: what may stand in each slot, a list of texts a slot.
         seed: of the noise.
-        draws: over how many draws of the noise probabilities are averaged.
+        draws: over how many draws of the noise, a pass each, probabilities are averaged.
 
     Raises:
-        DGemmaError: no tokenizer or slot, fewer than two labels, a label that is empty or given twice, an answer that
-            is open or longer than a canvas, and what `generate_text` refuses.
+        DGemmaError: no tokenizer, another number of slots than of lists, fewer than two labels, a label that is empty
+            or given twice, an answer that is open or longer than a canvas, and what `generate_text` refuses.
     """
     ids = prompt_ids(tokenizer, prompt, chat_template)
     check_ids(model, ids)
-    _check(labels, draws)
+    for own in labels:
+        _check(own)
+    if type(draws) is not int or draws < 1:
+        raise DGemmaError(f"draws must be an integer from 1 on, got {draws!r}")
     pieces, is_open = parse_pieces(tokenizer, template)
-    if not any(piece.is_slot for piece in pieces):
-        raise DGemmaError("template: there is no slot {?} for the label; put one where it belongs")
+    count = sum(piece.is_slot for piece in pieces)
+    if count != len(labels) or not count:
+        raise DGemmaError(
+            f"template: it has {count} slots {{?}} for {len(labels)} lists of labels; give a slot for each"
+        )
     end = model.generation_config.eos_token_id
     if is_open or not end:
         raise DGemmaError(
-            "template: an answer to read needs an end; leave {} out (and the checkpoint needs a stop token)"
+            "template: an answer to read needs an end; leave {} out, and use a checkpoint with a stop token"
         )
     slots = _slots(tokenizer, pieces, labels, end, model.config.canvas_length)
     p = _read(model, ids, slots, SeededNoise(seed, model.config.vocab_size), draws)
-    return [_softmax(labels, _scores(slot, own)) for slot, own in zip(slots, p, strict=True)]
+    return [_softmax(own, _scores(slot, read)) for own, slot, read in zip(labels, slots, p, strict=True)]
 
 
-def _check(labels: Sequence[str], draws: int) -> None:
+def _check(labels: Sequence[str]) -> None:
     if isinstance(labels, str) or len(labels) < 2:
         raise DGemmaError("there is nothing to choose from; give two labels or more")
     for i, label in enumerate(labels):
@@ -87,15 +110,16 @@ def _check(labels: Sequence[str], draws: int) -> None:
             raise DGemmaError(f"label {i + 1} is {label!r}; give a text that is not empty")
         if label in labels[:i]:
             raise DGemmaError(f"label {label!r} is given twice; give each once")
-    if type(draws) is not int or draws < 1:
-        raise DGemmaError(f"draws must be an integer from 1 on, got {draws!r}")
 
 
-def _slots(tokenizer: Any, pieces: list[Piece], labels: Sequence[str], end: Sequence[int], length: int) -> list[_Slot]:
+def _slots(
+    tokenizer: Any, pieces: list[Piece], labels: Sequence[Sequence[str]], end: Sequence[int], length: int
+) -> list[_Slot]:
     """The slots in order, each with its canvas of `length` positions."""
     places = [i for i, piece in enumerate(pieces) if piece.is_slot]
     tokens = {
-        i: [tuple(tokenizer.encode(pieces[i].spaces + x, add_special_tokens=False)) for x in labels] for i in places
+        i: [tuple(tokenizer.encode(pieces[i].spaces + label, add_special_tokens=False)) for label in own]
+        for i, own in zip(places, labels, strict=True)
     }
     free = {i: (None,) * max(map(len, tokens[i])) for i in places}
     slots = []

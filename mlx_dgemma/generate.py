@@ -39,7 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--template", metavar="T", help="text with gaps: {10} holds ten tokens, {} at the end as many as it takes")
     add("--init", metavar="TEXT", help="start the first canvas from this draft instead of noise")
     add("--noise", type=float, metavar="SHARE", help="share of the draft that is replaced by noise (default: 0)")
-    add("--choose", metavar="A,B", help="write nothing: print how likely each of these labels is in the slots {?} of T")
+    about = (
+        "write nothing: print how likely each of these labels is in a slot {?} of T (once for all slots, or for each)"
+    )
+    add("--choose", metavar="A,B", action="append", help=about)
     add(
         "--num-samples", type=int, default=1, metavar="N", help="N texts at once, with seeds from --seed on, best first"
     )
@@ -148,11 +151,14 @@ def _load(args: argparse.Namespace, progress: Any) -> tuple[Any, Any]:
 
 def _choose(args: argparse.Namespace, model: Any, tokenizer: Any, progress: Any) -> int:
     """Prints the probability of each label, slot by slot."""
-    from mlx_dgemma.choose import choose
+    from mlx_dgemma.choose import choose_each
 
-    labels = [label.strip() for label in args.choose.split(",")]
+    template = "{?}" if args.template is None else args.template
+    labels = [[label.strip() for label in own.split(",")] for own in args.choose]
+    if len(labels) == 1:
+        labels *= max(1, template.count("{?}"))
     given = {"seed": args.seed, "chat_template": not args.no_chat_template}
-    slots = choose(model, tokenizer, _prompt(args), "{?}" if args.template is None else args.template, labels, **given)
+    slots = choose_each(model, tokenizer, _prompt(args), template, labels, **given)
     progress.clear()
     if args.json:
         known = {"model": args.model or "embedded", "prompt": args.prompt, "seed": args.seed}

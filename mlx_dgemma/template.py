@@ -6,7 +6,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,6 @@ class CanvasPlan:
             parts = [()]
         return [self._steering(part, canvas, is_first=i == 0) for i, part in enumerate(parts)]
 
-    def text_end(self, stops: Sequence[int]) -> int:
-        """Where the given text ends, in tokens; stop tokens that the model puts into gaps before that end nothing."""
-        first_stop = next((i for i, token in enumerate(self.given) if token in stops), len(self.given))
-        return max((i + 1 for i in range(first_stop) if self.given[i] is not None), default=0)
-
     def _steering(self, part: Sequence[int | None], canvas: int, *, is_first: bool) -> Steering:
         tokens = [*part, *[None] * (canvas - len(part))]
         is_steered = any(token is not None for token in tokens)
@@ -68,6 +63,12 @@ class CanvasPlan:
         keep = [i < len(self.draft) and i not in replaced for i in range(canvas)]
         draft = [*self.draft, *[0] * (canvas - len(self.draft))]
         return Steering(given, clamped, mx.array([draft]), mx.array([keep]))
+
+
+def given_end(given: Sequence[int | None], stops: Collection[int]) -> int:
+    """Where given text ends, in tokens; stop tokens that the model puts into gaps before that end nothing."""
+    first_stop = next((i for i, token in enumerate(given) if token in stops), len(given))
+    return max((i + 1 for i in range(first_stop) if given[i] is not None), default=0)
 
 
 @dataclass(frozen=True)

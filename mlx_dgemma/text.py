@@ -16,7 +16,7 @@ from mlx_dgemma.noise import Noise, SeededNoise
 from mlx_dgemma.prefill import prefill
 from mlx_dgemma.prompts import Prompt, check_ids, prompt_ids
 from mlx_dgemma.steering import Steering
-from mlx_dgemma.template import CanvasPlan
+from mlx_dgemma.template import CanvasPlan, given_end
 
 THOUGHT_OPEN, THOUGHT_CLOSE = "<|channel>", "<channel|>"
 
@@ -146,12 +146,12 @@ def stream_generate(
 
 @dataclass(frozen=True)
 class Run:
-    """A checked request: prompt ids, complete settings, how the first canvases are steered, where given text ends."""
+    """A checked request: prompt ids, complete settings, how the first canvases are steered, and what they are given."""
 
     ids: list[int]
     config: GenerationConfig
     steerings: list[Steering]
-    given_end: int
+    given: Sequence[int | None]
 
 
 def prepare(
@@ -165,7 +165,7 @@ def prepare(
     plan = canvas if isinstance(canvas, CanvasPlan) else CanvasPlan(given=canvas)
     steerings = plan.steerings(model.config.canvas_length, model.config.vocab_size)
     config = replace(config, max_new_tokens=max(config.max_new_tokens, len(plan.given)))
-    return Run(ids, config, steerings, plan.text_end(config.eos_token_id))
+    return Run(ids, config, steerings, plan.given)
 
 
 def _stream(model: DiffusionGemma, tokenizer: Any, run: Run, noise: Noise) -> Iterator[DenoisingStep | TextCanvas]:
@@ -197,12 +197,13 @@ class Transcript:
         self.run, self.prompt_seconds = run, prompt_seconds
         self.tokens: list[int] = []
         self._steps = self._canvases = 0
-        self._decoder = TextDecoder(tokenizer)
+        self._given_end = given_end(run.given, run.config.eos_token_id)
+        self._decoder = TextDecoder(tokenizer, run.given)
         self._began = time.perf_counter()
 
     def add(self, canvas: list[int], steps: int, *, is_last: bool) -> TextCanvas:
         """Takes a committed canvas; `is_last` if none can follow whatever it holds."""
-        new, stopped = cut(canvas, self.run.config, len(self.tokens), self.run.given_end)
+        new, stopped = cut(canvas, self.run.config, len(self.tokens), self._given_end)
         self.tokens += new
         self._steps, self._canvases = self._steps + steps, self._canvases + 1
         finish_reason = "stop" if stopped else "length" if is_last else None
@@ -223,10 +224,10 @@ def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: in
 
 
 class TextDecoder:
-    """Turns growing token ids into growing text, without thoughts and without half characters."""
+    """Turns growing token ids into growing text, without half characters and thoughts; `given` tokens are shown in any."""
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, given: Sequence[int | None] = ()):
+        self.tokenizer, self.given = tokenizer, given
         self.tokens: list[int] = []
         self.text = ""
 
@@ -235,7 +236,9 @@ class TextDecoder:
         if self.tokenizer is None:
             return ""
         self.tokens += tokens
-        text = self.tokenizer.decode(without_thoughts(self.tokenizer, self.tokens), skip_special_tokens=True)
+        text = self.tokenizer.decode(
+            without_thoughts(self.tokenizer, self.tokens, self.given), skip_special_tokens=True
+        )
         if not final:
             text = text.rstrip("\ufffd")
             if len(text) < len(self.text):  # an unfinished character spoils the byte tokens before it as well
@@ -245,16 +248,20 @@ class TextDecoder:
         return added
 
 
-def without_thoughts(tokenizer: Any, tokens: list[int]) -> list[int]:
-    """Drops `<|channel>…<channel|>` blocks, which Gemma writes before an answer (empty when thinking is off)."""
+def without_thoughts(tokenizer: Any, tokens: list[int], given: Sequence[int | None] = ()) -> list[int]:
+    """Drops `<|channel>…<channel|>` blocks, which Gemma writes before an answer (empty when thinking is off).
+
+    Tokens that were given stay, unless the block's opening was given as well: the model may open one in a gap.
+    """
     vocabulary = tokenizer.get_vocab()
     opening, closing = vocabulary.get(THOUGHT_OPEN), vocabulary.get(THOUGHT_CLOSE)
-    visible, hidden = [], False
-    for token in tokens:
+    visible, hidden, opened_by_user = [], False, False
+    for i, token in enumerate(tokens):
+        is_given = i < len(given) and given[i] is not None
         if token == opening:
-            hidden = True
+            hidden, opened_by_user = True, is_given
         elif token == closing:
             hidden = False
-        elif not hidden:
+        elif not hidden or (is_given and not opened_by_user):
             visible.append(token)
     return visible

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from mlx_dgemma.diffusion import DenoisingStep
 from mlx_dgemma.progress import ProgressLine, cells, fit, last_row, step_line, terminal_size
+from mlx_dgemma.template import given_end
 
 UNCERTAIN = (0.1, 0.5, 1.5)  # nats: a position that is not accepted is a shade fainter from each of these on
 NOISE = len(UNCERTAIN) + 1  # the level from the last of them on, where no token is shown
@@ -174,11 +175,16 @@ def picture(
 def _pieces(
     step: DenoisingStep, texts: TokenTexts, stops: Collection[int], shades: tuple[str, ...]
 ) -> Iterator[tuple[str, Style]]:
-    """Text and style of each position. Behind a stop token there is a filler, and nothing once it is settled."""
+    """Text and style of each position. Behind a stop token there is a filler, and nothing once it is settled.
+
+    A stop token in a gap of a steered canvas ends nothing: what is given behind it belongs to the text.
+    """
     ended = False
-    clamped = [False] * step.draft.shape[1] if step.clamped is None else step.clamped.tolist()[0]
-    positions = zip(step.draft.tolist()[0], step.entropy.tolist()[0], step.accepted.tolist()[0], clamped, strict=True)
-    for token, entropy, accepted, fixed in positions:
+    draft = step.draft.tolist()[0]
+    clamped = [False] * len(draft) if step.clamped is None else step.clamped.tolist()[0]
+    at_least = given_end([token if fixed else None for token, fixed in zip(draft, clamped, strict=True)], stops)
+    positions = zip(draft, step.entropy.tolist()[0], step.accepted.tolist()[0], clamped, strict=True)
+    for position, (token, entropy, accepted, fixed) in enumerate(positions):
         if ended:
             yield FILLER, Style.parse(shades[-1])
             continue
@@ -186,9 +192,9 @@ def _pieces(
         text = STOP if token in stops else texts[token]
         style = "bold underline" if fixed else shades[level - 1] if level else "none"
         yield NOISE_CELL * (columns(text) or 1) if level == NOISE else text, Style.parse(style)
-        if token in stops and level <= 1:
+        if token in stops and level <= 1 and position >= at_least:
             return
-        ended = token in stops and level < NOISE
+        ended = token in stops and level < NOISE and position >= at_least
 
 
 def wrapped(pieces: Iterable[tuple[str, Style]], width: int) -> list[Row]:

@@ -1,12 +1,14 @@
 """Reading labels from a steered canvas, against whole logits; the command line's --choose and --num-samples."""
 
 import json
+import re
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_dgemma import choose, load
+from mlx_dgemma.choose import choose_each
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.generate import main
 from mlx_dgemma.model import DiffusionGemma
@@ -49,7 +51,7 @@ def by_the_book(embedded, prompt, labels, before="", after=""):
     ],
 )
 def test_by_the_book(embedded, prompt, before, labels, after):
-    (got,) = choose(*embedded, prompt, f"{before}{{?}}{after}", labels)
+    got = choose(*embedded, prompt, f"{before}{{?}}{after}", labels)
     assert list(got) == labels and sum(got.values()) == pytest.approx(1)
     np.testing.assert_allclose(list(got.values()), by_the_book(embedded, prompt, labels, before, after), atol=1e-4)
 
@@ -65,7 +67,7 @@ def test_by_the_book(embedded, prompt, before, labels, after):
 def test_the_right_label_wins_in_every_slot_in_any_order_with_any_draws(embedded, prompt, template, labels, right):
     for order in (labels, labels[::-1]):
         for draws in (1, 3):
-            slots = choose(*embedded, prompt, template, order, draws=draws)
+            slots = choose_each(*embedded, prompt, template, [order] * len(right), draws=draws)
             assert [max(slot, key=slot.get) for slot in slots] == right
             assert all(max(slot.values()) > 0.9 for slot in slots)
 
@@ -76,17 +78,18 @@ def test_one_denoiser_pass_over_one_prefill_for_all_slots(embedded, monkeypatch)
     monkeypatch.setattr(
         DiffusionGemma, "denoise_hidden", lambda s, ids, c: passes.append(ids.shape) or denoise(s, ids, c)
     )
-    choose(*embedded, "upper abc", "{?}B{?}", ["A", "C"])
+    choose_each(*embedded, "upper abc", "{?}B{?}", [["A", "C"], ["B", "C"]])
     assert passes == [1, (1, 64)]  # labels of equal length: the slots share a row
     passes.clear()
-    choose(*embedded, "upper abc", "{?}B{?}", ["A", "CC"])
+    choose_each(*embedded, "upper abc", "{?}B{?}", [["A", "CC"], ["A", "C"]])
     assert passes == [1, (2, 64)]
 
 
 @pytest.mark.parametrize(
     ("template", "labels", "draws", "complaint"),
     [
-        ("A", ["B", "C"], 1, "there is no slot"),
+        ("A", ["B", "C"], 1, "it has 0 slots {?} for 1 lists"),
+        ("{?}{?}", ["B", "C"], 1, "it has 2 slots {?} for 1 lists"),
         ("{?}{}", ["B", "C"], 1, "needs an end"),
         ("{?}", ["B"], 1, "give two labels or more"),
         ("{?}", "BC", 1, "give two labels or more"),
@@ -97,7 +100,7 @@ def test_one_denoiser_pass_over_one_prefill_for_all_slots(embedded, monkeypatch)
     ],
 )
 def test_mistakes(embedded, template, labels, draws, complaint):
-    with pytest.raises(DGemmaError, match=complaint.replace("{", "\\{")):
+    with pytest.raises(DGemmaError, match=re.escape(complaint)):
         choose(*embedded, "upper abc", template, labels, draws=draws)
 
 

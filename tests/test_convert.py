@@ -617,7 +617,7 @@ def test_the_patch_starts_from_zero_self_conditioning(gemma4, to_target):
     plain = ours.denoise(canvas, cache)
     conditioned = ours.denoise(canvas, cache, mx.random.normal((1, 16, 120)))
     assert mx.array_equal(plain, conditioned)  # the contribution is exactly zero
-    assert parameters["model.decoder.self_conditioning.gate_proj.weight"].std().item() > 0.01
+    assert parameters["model.decoder.self_conditioning.gate_up_proj.weight"].std().item() > 0.01
 
 
 def test_a_quantized_patch_is_still_exactly_zero(gemma4, to_target):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from selenium.webdriver import ActionChains, Keys
 
+from mlx_dgemma.generate import main
 from mlx_dgemma.report.page import write_report
-from mlx_dgemma.trace import Trace
+from mlx_dgemma.trace import Trace, load_trace
 from tests.browser import Page, contrast, short, start
 from tests.report_data import HOSTILE, PROMPT, recorded
 
@@ -214,6 +215,15 @@ def test_nothing_is_wider_than_the_window(opened, trace, width):
     assert page.run("return document.documentElement.scrollWidth") <= width
     page.choose("layout", "grid")
     assert page.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_what_a_template_fixed_is_marked(opened, tmp_path, capsys):
+    given = "1{2}4{2}1{1}2{4}3{1}1"
+    arguments = ["--prompt", PROMPT, "--template", given, "--trace", str(tmp_path / "run.npz"), "--quiet"]
+    assert main(arguments) == 0 and len(capsys.readouterr().out) == 17
+    page = opened(load_trace(tmp_path / "run.npz"))
+    assert page.classes("clamped") == [0, 3, 6, 8, 13, 15, *range(16, 64)]  # the cells, the stop token, the padding
+    assert "clamped" in page.one("#legend").text
 
 
 def test_clamped_positions_are_marked(opened, trace):

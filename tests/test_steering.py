@@ -13,7 +13,8 @@ from mlx_dgemma.diffusion import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.generate import main
 from mlx_dgemma.recorder import Recorder, record
-from mlx_dgemma.template import CanvasPlan, parse_draft, parse_template
+from mlx_dgemma.template import CanvasPlan, given_end, parse_draft, parse_template
+from mlx_dgemma.text import without_thoughts
 from mlx_dgemma.trace import load_trace
 from tests.conftest import CANVAS, VOCABULARY, ReplayedNoise
 
@@ -83,9 +84,8 @@ def test_the_given_text_is_in_the_text_whatever_fills_the_gaps(embedded, parts):
 
 
 def test_stop_tokens_in_gaps_end_nothing():
-    plan = CanvasPlan([8, None, None, 9, 1, 0, 0])
-    assert plan.text_end([1]) == 4
-    assert CanvasPlan([8, None]).text_end([1]) == 1 and CanvasPlan().text_end([1]) == 0
+    assert given_end([8, None, None, 9, 1, 0, 0], [1]) == 4
+    assert given_end([8, None], [1]) == 1 and given_end([], [1]) == 0
 
 
 def test_templates(embedded):
@@ -198,3 +198,13 @@ def test_a_trace_knows_what_was_clamped(embedded, tmp_path):
     trace = load_trace(tmp_path / "run.npz")
     assert trace.clamped[:, 0].tolist() == [[i < 4 for i in range(64)]] * len(trace.step)
     assert mx.array(trace.accepted[trace.clamped]).all()
+
+
+def test_a_thought_that_the_model_opens_in_a_gap_hides_nothing_that_is_given():
+    class Vocabulary:
+        def get_vocab(self):
+            return {"<|channel>": 8, "<channel|>": 9}
+
+    assert without_thoughts(Vocabulary(), [8, 5, 6, 9, 7], [None, None, 6]) == [6, 7]
+    assert without_thoughts(Vocabulary(), [8, 5, 6, 9, 7], [8, None, 6]) == [7]  # a thought of the user's own
+    assert without_thoughts(Vocabulary(), [8, 5, 6, 9, 7]) == [7]

@@ -150,6 +150,12 @@ def test_nothing_behind_a_settled_stop_token_and_a_filler_behind_another():
     assert draw(words, 2.0, False, stops=[2])[0] == "░░░░░"
 
 
+def test_a_stop_token_in_a_gap_hides_nothing_that_is_given():
+    event = a_step([0.0] * 4, [True] * 4, [False, True, True, False])
+    rows = picture(event, TokenTexts(Words(["E", "a", "b", "E"])), [0, 3], WIDE)
+    assert "".join(segment.text for segment in rows[0]) == STOP + "ab" + STOP
+
+
 def test_a_tall_canvas_is_cropped_and_the_figures_stay():
     rows = draw(["\n"] * 50, size=os.terminal_size((100, 10)))
     assert rows[:-1] == ["↵"] * 6 + ["… 44 more rows"] and "accepted 50/50 · entropy 0.500" in rows[-1]
