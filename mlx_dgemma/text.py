@@ -224,7 +224,7 @@ def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: in
 
 
 class TextDecoder:
-    """Turns growing token ids into growing text, without half characters and thoughts; `given` tokens are shown in any."""
+    """Turns growing token ids into growing text, without half characters and thoughts; `given` tokens always show."""
 
     def __init__(self, tokenizer: Any, given: Sequence[int | None] = ()):
         self.tokenizer, self.given = tokenizer, given
