@@ -51,7 +51,7 @@ class DenoisingStep:
         finished: whether the canvas is done.
         clamped: bool per position, the ones that a steered canvas keeps fixed; None where nothing is.
         log_p: log-probability of the draft's tokens, tempered, nats; of a finished row, when it finished.
-        finished_rows: by row, whether it is done.
+        finished_rows: by row, whether it is done; () when replayed from a trace, which does not keep it.
     """
 
     canvas_index: int

@@ -10,10 +10,10 @@ import pytest
 from mlx_dgemma import choose, load
 from mlx_dgemma.choose import choose_each
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.generate import main
 from mlx_dgemma.model import DiffusionGemma
 from mlx_dgemma.noise import SeededNoise
 from mlx_dgemma.prompts import prompt_ids
+from tests.command import in_process
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +105,6 @@ def test_mistakes(embedded, template, labels, draws, complaint):
 
 
 # The command line
-
-
-def in_process(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(arguments))
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_choose_on_the_command_line(capsys):

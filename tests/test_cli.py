@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dgemma.generate import main
 from mlx_dgemma.progress import fit, last_row
+from tests.command import in_process
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "mlx_dgemma.generate"]
@@ -20,15 +20,6 @@ COMMAND = [sys.executable, "-m", "mlx_dgemma.generate"]
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60, **options)
-
-
-def in_process(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(arguments))
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_help_is_quick_and_lists_the_tasks():

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from mlx_dgemma import GenerationConfig, generate_text, load, stream_generate
 from mlx_dgemma.diffusion import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.generate import main
 from mlx_dgemma.recorder import Recorder, record
 from mlx_dgemma.template import CanvasPlan, given_end, parse_draft, parse_template
 from mlx_dgemma.text import without_thoughts
 from mlx_dgemma.trace import load_trace
+from tests.command import in_process
 from tests.conftest import CANVAS, VOCABULARY, ReplayedNoise
 
 IDS = st.integers(3, VOCABULARY - 1)  # not the stop tokens 1 and 2
@@ -152,15 +152,6 @@ def test_a_draft_is_what_the_first_canvas_starts_from(model):
 
 
 # The command line
-
-
-def in_process(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(arguments))
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_template_and_init_on_the_command_line(capsys):
