@@ -147,3 +147,16 @@ def test_uncertain_rows_are_dense():
     assert {r % 6 for r in rows.order.tolist()[:16]} == {1, 3}
     assert vocabulary.SoftRows.of(mx.array([[1, 2]])).dense == 0
     assert vocabulary.SoftRows.of(mx.array([[5, 2]])).dense == 2
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_cutoff_over_a_quantized_table(bits):
+    hidden, table, dense = make(1000, 3, bits=bits, sharpness=0.3)
+    rows = vocabulary.SoftRows(mx.array([3, 1, 0, 2, 9, 8, 7, 6, 5, 4]), 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "KEPT", 63)  # all groups
+        got = np.array(predict(hidden, table, Query(0.6, None, True, 6.0, rows), 256).soft).reshape(-1, H)
+    exact = np.array(plain(hidden, dense, Query(0.6, None, True)).soft).reshape(-1, H)
+    cut = np.array(sparse_by_the_book(hidden, dense, 6.0, 0.6)).reshape(-1, H)
+    np.testing.assert_allclose(got[:4], exact[:4], atol=5e-4)
+    np.testing.assert_allclose(got[4:], cut[4:], atol=5e-4)
