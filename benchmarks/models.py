@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.config import ModelConfig
-from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 
 # The published model in small: the same ratios of widths, heads and layer types.
 SMALL_TEXT = {

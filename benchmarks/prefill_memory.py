@@ -13,8 +13,8 @@ import mlx.core as mx
 from benchmarks.models import config_dict, write_random
 from mlx_dgemma import GenerationConfig, load
 from mlx_dgemma.diffusion import ModelDenoiser, denoise_canvas
+from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.noise import SeededNoise
-from mlx_dgemma.prefill import prefill
 
 TINY = {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8}
 

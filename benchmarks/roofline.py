@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_dgemma.chips import CHIPS
-from mlx_dgemma.config import ModelConfig
+from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.roofline import (
     GROUP_SIZE,
     Stage,

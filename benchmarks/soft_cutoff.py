@@ -20,8 +20,9 @@ import mlx.nn as nn
 import numpy as np
 
 from benchmarks.graph import count
-from mlx_dgemma import GenerationConfig, diffusion, fused, load
+from mlx_dgemma import GenerationConfig, diffusion, load
 from mlx_dgemma.demo.tasks import ROWS
+from mlx_dgemma.model import fused
 from mlx_dgemma.sweep.questions import draw_questions
 from mlx_dgemma.sweep.runner import ask
 from mlx_dgemma.vocabulary import GROUP, KEPT, EmbeddingTable, Query, SoftRows, predict

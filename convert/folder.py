@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma import __version__
-from mlx_dgemma.config import FULL
 from mlx_dgemma.generation_config import SAMPLER, GenerationConfig
+from mlx_dgemma.model.config import FULL
 
 from .plan import Plan
 from .recipes import FLOATS

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dgemma.checkpoint import Rule
-from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.model.config import ModelConfig
 
 MODEL_TYPE = "gemma4"
 RULES = (

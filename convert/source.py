@@ -23,9 +23,9 @@ from mlx_dgemma.checkpoint import (
     rule_for,
     target_name,
 )
-from mlx_dgemma.config import ModelConfig, read_config
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.loading import build_model
+from mlx_dgemma.model.config import ModelConfig, read_config
 
 from . import gemma4
 from .recipes import Format

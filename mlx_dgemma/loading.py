@@ -9,14 +9,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.attention import Attention
 from mlx_dgemma.checkpoint import TensorInfo, by_target, read_headers, sha256, shard_files
-from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.generation_config import GenerationConfig
-from mlx_dgemma.layers import GatedMLP
-from mlx_dgemma.model import DiffusionGemma
-from mlx_dgemma.moe import Router
+from mlx_dgemma.model.attention import Attention
+from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
+from mlx_dgemma.model.layers import GatedMLP
+from mlx_dgemma.model.moe import Router
 
 EMBEDDED = Path(__file__).parent / "demo" / "checkpoint"
 _FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}

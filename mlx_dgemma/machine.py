@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlx_dgemma import memory
 from mlx_dgemma.chips import Chip
+from mlx_dgemma.model import memory
 
 RUNS = 5  # the best counts: a bound is asked for
 BYTES_CPU, BYTES_GPU = 128 << 20, 512 << 20  # of one array: well beyond any cache

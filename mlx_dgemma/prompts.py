@@ -3,7 +3,7 @@
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError, first_line
-from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 
 Prompt = str | list[dict[str, str]] | list[int]
 

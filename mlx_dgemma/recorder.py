@@ -18,7 +18,7 @@ from mlx_dgemma import __version__
 from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.generation_config import GenerationConfig
-from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.prompts import Prompt, prompt_ids
 from mlx_dgemma.text import TextCanvas
 from mlx_dgemma.trace import ARRAYS, Committed, Trace

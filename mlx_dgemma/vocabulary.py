@@ -19,7 +19,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dgemma import fused, sampling
+from mlx_dgemma import sampling
+from mlx_dgemma.model import fused
 
 BLOCK = 8192  # ids whose scores are alive at a time
 GROUP = 16  # ids that share one probability mass, the level between block and id in the draw

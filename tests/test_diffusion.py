@@ -4,9 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dgemma import GenerationConfig, diffusion, memory
+from mlx_dgemma import GenerationConfig, diffusion
 from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep, ModelDenoiser, denoise_canvas, generate_canvases
-from mlx_dgemma.prefill import prefill
+from mlx_dgemma.model import memory
+from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.vocabulary import from_logits
 from tests.conftest import CANVAS, ReplayedNoise
 

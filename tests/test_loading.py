@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_dgemma import DGemmaError, load
 from mlx_dgemma.checkpoint import read_headers
-from mlx_dgemma.config import ModelConfig
-from mlx_dgemma.layers import GatedMLP
 from mlx_dgemma.loading import load_model
-from mlx_dgemma.prefill import prefill
+from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.model.layers import GatedMLP
+from mlx_dgemma.model.prefill import prefill
 from tests.conftest import CANVAS, random_reference
 
 LAYER = "model.decoder.layers.1"

@@ -7,8 +7,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_dgemma.checkpoint import target_name
-from mlx_dgemma.config import ModelConfig
 from mlx_dgemma.loading import build_model
+from mlx_dgemma.model.config import ModelConfig
 
 DATA = Path(__file__).parent / "data"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks import roofline as script
 from mlx_dgemma.chips import CHIPS, Chip
-from mlx_dgemma.config import ModelConfig
+from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.roofline import (
     Stage,
     Widths,

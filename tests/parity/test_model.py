@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from mlx_dgemma.prefill import prefill
+from mlx_dgemma.model.prefill import prefill
 from tests.conftest import CANVAS, VOCABULARY, WINDOW
 
 LENGTHS = [1, WINDOW - 1, WINDOW, WINDOW + 1, 4 * WINDOW]

@@ -7,13 +7,13 @@ The reference is transformers, models/diffusion_gemma.
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dgemma import fused
-from mlx_dgemma.attention import Attention, Extend
-from mlx_dgemma.cache import PrefixCache
-from mlx_dgemma.config import LayerConfig, ModelConfig
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.layers import GatedMLP, rms_norm, softcap
-from mlx_dgemma.moe import Experts, Router
+from mlx_dgemma.model import fused
+from mlx_dgemma.model.attention import Attention, Extend
+from mlx_dgemma.model.cache import PrefixCache
+from mlx_dgemma.model.config import LayerConfig, ModelConfig
+from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap
+from mlx_dgemma.model.moe import Experts, Router
 
 
 class Layer(nn.Module):

@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.rope_utils import initialize_rope
 
-from mlx_dgemma.config import LayerConfig, ModelConfig
-from mlx_dgemma.layers import fuse_linears, rms_norm
-from mlx_dgemma.scores import attend_all, attend_causally
+from mlx_dgemma.model.config import LayerConfig, ModelConfig
+from mlx_dgemma.model.layers import fuse_linears, rms_norm
+from mlx_dgemma.model.scores import attend_all, attend_causally
 
 Extend = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_dgemma import moe
-from mlx_dgemma.moe import Experts, tiles
+from mlx_dgemma.model import moe
+from mlx_dgemma.model.moe import Experts, tiles
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 9))

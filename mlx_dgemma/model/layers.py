@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dgemma import fused
+from mlx_dgemma.model import fused
 
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:

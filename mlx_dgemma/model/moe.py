@@ -4,8 +4,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlx_dgemma import fused, memory
-from mlx_dgemma.config import ModelConfig
+from mlx_dgemma.model import fused, memory
+from mlx_dgemma.model.config import ModelConfig
 
 TILE = 16  # rows of one expert that a CPU multiplies at a time
 SORT_FROM = 64  # (token, expert) pairs; below that the sort costs more than it saves

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_dgemma.cache import LayerCache
-from mlx_dgemma.scores import causal_mask
+from mlx_dgemma.model.cache import LayerCache
+from mlx_dgemma.model.scores import causal_mask
 
 HEADS, DIM = 2, 4
 

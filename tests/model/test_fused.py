@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dgemma import fused
+from mlx_dgemma.model import fused
 
 ARRAYS = {
     "geglu": 2, "add_and_scale": 3, "tempered_max": 4, "tempered_exp": 4, "add_rescaled": 4, "rescale": 4, "entropy": 2,

@@ -6,9 +6,9 @@ tokens, and is long enough that the experts' weights, all of which it reads, are
 
 import mlx.core as mx
 
-from mlx_dgemma import memory
-from mlx_dgemma.cache import PrefixCache
-from mlx_dgemma.model import DiffusionGemma
+from mlx_dgemma.model import memory
+from mlx_dgemma.model.cache import PrefixCache
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 
 CHUNK_CPU, CHUNK_GPU = 512, 2048  # tokens; on Metal, "causal" from 1,024 on is bounded by MLX itself at head_dim 512
 

@@ -8,9 +8,9 @@ import pytest
 from transformers import DiffusionGemmaConfig
 
 from mlx_dgemma import DGemmaError
-from mlx_dgemma.config import ModelConfig
+from mlx_dgemma.model.config import ModelConfig
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = json.loads((DATA / "config.json").read_text())
 
 

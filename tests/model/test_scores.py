@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_dgemma import GenerationConfig, scores
+from mlx_dgemma import GenerationConfig
 from mlx_dgemma.diffusion import ModelDenoiser, denoise_canvas
+from mlx_dgemma.model import scores
+from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.noise import SeededNoise
-from mlx_dgemma.prefill import prefill
 
 
 def qkv(heads: int, kv_heads: int, length: int, visible: int, seed: int):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlx_dgemma import memory
+from mlx_dgemma.model import memory
 
 SCORE_BYTES = 16 << 20  # of the scores of the blocks that are alive at a time, on a CPU
 GPU_FACTOR = 8  # a GPU wants larger products
