@@ -12,9 +12,9 @@ import mlx.core as mx
 
 from benchmarks.models import config_dict, write_random
 from mlx_dgemma import GenerationConfig, load
-from mlx_dgemma.diffusion import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.noise import SeededNoise
 
 TINY = {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8}
 

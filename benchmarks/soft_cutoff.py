@@ -20,12 +20,13 @@ import mlx.nn as nn
 import numpy as np
 
 from benchmarks.graph import count
-from mlx_dgemma import GenerationConfig, diffusion, load
+from mlx_dgemma import GenerationConfig, load
 from mlx_dgemma.demo.tasks import ROWS
+from mlx_dgemma.diffusion import canvas as loop
+from mlx_dgemma.diffusion.vocabulary import GROUP, KEPT, EmbeddingTable, Prediction, Query, SoftRows, predict
 from mlx_dgemma.model import fused
 from mlx_dgemma.sweep.questions import draw_questions
 from mlx_dgemma.sweep.runner import ask
-from mlx_dgemma.vocabulary import GROUP, KEPT, EmbeddingTable, Query, SoftRows, predict
 
 POSITIONS, HIDDEN, VOCABULARY = 256, 512, 32_768
 REGIONS = tuple((fused, name) for name in fused.HELPERS)
@@ -37,7 +38,7 @@ class Comparison:
     def __init__(self, cutoff: float):
         self.cutoff, self.errors, self.positions = cutoff, [], 0
 
-    def __call__(self, hidden: mx.array, table: EmbeddingTable, query: Query) -> diffusion.Prediction:
+    def __call__(self, hidden: mx.array, table: EmbeddingTable, query: Query) -> Prediction:
         exact = predict(hidden, table, query)
         if query.wants_soft:
             groups = predict(hidden, table, replace(query, cutoff=self.cutoff)).groups
@@ -59,7 +60,7 @@ def accuracy(cutoffs: list[float], n: int) -> None:
     print(f"| none | 0 % | 0 | 0 | {share(o.correct for o in exact)} | {sum(o.steps for o in exact)} | |", flush=True)
     for cutoff in cutoffs:
         comparison = Comparison(cutoff)
-        with mock.patch.object(diffusion, "predict", comparison):
+        with mock.patch.object(loop, "predict", comparison):
             for question in questions[:: max(1, len(questions) // 40)]:
                 ask(model, tokenizer, question, config, 1000)
         cut = [ask(model, tokenizer, q, replace_given(config, cutoff), 1000) for q in questions]
@@ -121,7 +122,7 @@ def soft_operations(dense: int) -> int:
     return 2 * HIDDEN * (dense * VOCABULARY + 2 * (POSITIONS - dense) * KEPT * GROUP)
 
 
-def list_of(prediction: diffusion.Prediction) -> list[mx.array]:
+def list_of(prediction: Prediction) -> list[mx.array]:
     return [prediction.proposal, prediction.entropy, prediction.soft]
 
 

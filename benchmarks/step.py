@@ -21,12 +21,13 @@ import mlx.core as mx
 from benchmarks.graph import count
 from benchmarks.models import SMALL_TEXT, config_dict, write_random
 from benchmarks.rivals import MlxVlm
-from mlx_dgemma import GenerationConfig, load, sampling
-from mlx_dgemma.diffusion import ModelDenoiser, denoise_canvas
+from mlx_dgemma import GenerationConfig, load
+from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.noise import SeededNoise
+from mlx_dgemma.diffusion.vocabulary import Query
 from mlx_dgemma.model import fused, memory
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.noise import SeededNoise
-from mlx_dgemma.vocabulary import Query
 
 CANVAS, VOCABULARY = 256, SMALL_TEXT["vocab_size"]
 

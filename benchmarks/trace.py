@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma import GenerationConfig, load, stream_generate
-from mlx_dgemma.diffusion import DenoisingStep
+from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.recorder import Recorder
 
 PROMPT, RUNS = "sort dcba", 4

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma import __version__
-from mlx_dgemma.generation_config import SAMPLER, GenerationConfig
+from mlx_dgemma.diffusion.settings import SAMPLER, GenerationConfig
 from mlx_dgemma.model.config import FULL
 
 from .plan import Plan

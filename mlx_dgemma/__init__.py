@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlx_dgemma.choose import choose
+    from mlx_dgemma.diffusion.settings import GenerationConfig
     from mlx_dgemma.errors import DGemmaError
-    from mlx_dgemma.generation_config import GenerationConfig
     from mlx_dgemma.loading import load
     from mlx_dgemma.samples import generate_samples
     from mlx_dgemma.text import generate_text, stream_generate
@@ -18,7 +18,7 @@ __all__ = [
 
 _HOME = {
     "DGemmaError": "errors",
-    "GenerationConfig": "generation_config",
+    "GenerationConfig": "diffusion.settings",
     "choose": "choose",
     "generate_samples": "samples",
     "generate_text": "text",

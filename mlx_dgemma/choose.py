@@ -12,14 +12,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma import sampling
+from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import softcap
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.noise import SeededNoise
 from mlx_dgemma.prompts import Prompt, check_ids, prompt_ids
 from mlx_dgemma.template import Piece, closed, parse_pieces
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from mlx_dgemma.cli import Parser, exit_code
 from mlx_dgemma.demo.tasks import TASKS
+from mlx_dgemma.diffusion.settings import TOKEN_CHOICES, GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_writable
-from mlx_dgemma.generation_config import TOKEN_CHOICES, GenerationConfig
 
 _SETTINGS = {f.name for f in fields(GenerationConfig)}
 

@@ -10,8 +10,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_dgemma.checkpoint import TensorInfo, by_target, read_headers, sha256, shard_files
+from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
-from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model.attention import Attention
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma

@@ -4,7 +4,7 @@ import os
 import sys
 import unicodedata
 
-from mlx_dgemma.diffusion import DenoisingStep
+from mlx_dgemma.diffusion.canvas import DenoisingStep
 
 CLEAR = "\r\x1b[K"
 

@@ -15,9 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma import __version__
-from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
+from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.prompts import Prompt, prompt_ids
 from mlx_dgemma.text import TextCanvas

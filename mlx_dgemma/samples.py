@@ -9,16 +9,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma.diffusion import DenoisingStep, ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.canvas import DenoisingStep, ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.noise import SeededNoise
+from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.noise import SeededNoise
 from mlx_dgemma.prompts import Prompt
-from mlx_dgemma.steering import Steering
 from mlx_dgemma.template import CanvasPlan
 from mlx_dgemma.text import GenerationResult, Run, TextCanvas, Transcript, collect, has_room_after, prepare
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.steering import Steering
 
 _GAP = re.compile(r"(?<!\\)\{(\d*|\?)\}")
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion import DenoisingStep, generate_canvases
-from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.diffusion.canvas import DenoisingStep, generate_canvases
+from mlx_dgemma.diffusion.noise import Noise, SeededNoise
+from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.noise import Noise, SeededNoise
 from mlx_dgemma.prompts import Prompt, check_ids, prompt_ids
-from mlx_dgemma.steering import Steering
 from mlx_dgemma.template import CanvasPlan, given_end
 
 THOUGHT_OPEN, THOUGHT_CLOSE = "<|channel>", "<channel|>"

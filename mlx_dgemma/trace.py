@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.text import Prompt, Stats, TextCanvas

@@ -21,7 +21,7 @@ from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.text import Text
 
-from mlx_dgemma.diffusion import DenoisingStep
+from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.progress import ProgressLine, cells, fit, last_row, step_line, terminal_size
 from mlx_dgemma.template import given_end
 

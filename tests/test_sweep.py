@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_dgemma import DGemmaError
 from mlx_dgemma.demo.tasks import HARD, TASKS
-from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.sweep import frontier
 from mlx_dgemma.sweep.__main__ import main
 from mlx_dgemma.sweep.grid import FIELDS, parse_grid

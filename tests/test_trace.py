@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma import DGemmaError, GenerationConfig, load, stream_generate
-from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep, generate_canvases, prefill
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases, prefill
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.recorder import Recorder, record
 from mlx_dgemma.text import TextCanvas

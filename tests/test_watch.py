@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from wcwidth import wcwidth
 
 from mlx_dgemma import watch
-from mlx_dgemma.diffusion import DenoisingStep
+from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.generate import main
 from mlx_dgemma.progress import ProgressLine
 from mlx_dgemma.watch import SHADES, STOP, UNCERTAIN, TokenTexts, columns, drawable, live_canvas, picture

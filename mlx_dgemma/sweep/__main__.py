@@ -8,8 +8,8 @@ from typing import Any
 from mlx_dgemma.checkpoint import sha256
 from mlx_dgemma.cli import Parser, exit_code
 from mlx_dgemma.demo.tasks import MAX_NEW_TOKENS, ROWS
+from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.sweep import frontier, journal
 from mlx_dgemma.sweep.grid import FIELDS, Grid, Settings, parse_grid, text_of
 from mlx_dgemma.sweep.questions import Question, draw_questions, read_pairs

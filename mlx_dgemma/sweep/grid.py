@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from itertools import product
 
+from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.generation_config import GenerationConfig
 
 Value = int | float | str
 Settings = dict[str, Value]

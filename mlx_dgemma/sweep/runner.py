@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.generation_config import GenerationConfig
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.sweep.grid import Settings, text_of
 from mlx_dgemma.sweep.questions import Question

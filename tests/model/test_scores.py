@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma import GenerationConfig
-from mlx_dgemma.diffusion import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.model import scores
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.noise import SeededNoise
 
 
 def qkv(heads: int, kv_heads: int, length: int, visible: int, seed: int):

@@ -8,7 +8,8 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSamplerConfig,
 )
 
-from mlx_dgemma import GenerationConfig, generate_text, vocabulary
+from mlx_dgemma import GenerationConfig, generate_text
+from mlx_dgemma.diffusion import vocabulary
 from tests.conftest import CANVAS, WINDOW, ReplayedNoise
 
 

@@ -9,16 +9,16 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlx_dgemma import sampling
-from mlx_dgemma.generation_config import GenerationConfig
+from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.noise import Noise, Rows
+from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.steering import Steering
+from mlx_dgemma.diffusion.stopping import StableAndConfident
+from mlx_dgemma.diffusion.vocabulary import EmbeddingTable, Prediction, Query, SoftRows, predict
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.noise import Noise, Rows
-from mlx_dgemma.steering import Steering
-from mlx_dgemma.stopping import StableAndConfident
-from mlx_dgemma.vocabulary import EmbeddingTable, Prediction, Query, SoftRows, predict
 
 
 class Denoiser(Protocol):

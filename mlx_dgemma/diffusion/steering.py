@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_dgemma.noise import Rows
+from mlx_dgemma.diffusion.noise import Rows
 
 
 @dataclass(frozen=True)

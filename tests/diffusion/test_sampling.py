@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mlx_dgemma import sampling
-from mlx_dgemma.noise import SeededNoise
+from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.noise import SeededNoise
 
 # Multiples of 1/64: sums are exact in float32, so that properties hold without tolerances.
 ENTROPIES = st.integers(1, 24).flatmap(lambda n: arrays(np.int64, n, elements=st.integers(0, 320), unique=True))

@@ -4,11 +4,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dgemma import GenerationConfig, diffusion
-from mlx_dgemma.diffusion import CommittedCanvas, DenoisingStep, ModelDenoiser, denoise_canvas, generate_canvases
+from mlx_dgemma import GenerationConfig
+from mlx_dgemma.diffusion import canvas as loop
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, ModelDenoiser, denoise_canvas, generate_canvases
+from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.vocabulary import from_logits
 from tests.conftest import CANVAS, ReplayedNoise
 
 SHAPE, V = (1, 6), 10
@@ -115,16 +116,16 @@ def test_one_host_read_a_step(monkeypatch):
     monkeypatch.setattr(memory, "start", lambda arrays: (started.append(1), mx.async_eval(arrays)))
     monkeypatch.setattr(mx, "eval", lambda *a: pytest.fail("the loop must not wait"))
     reads = []
-    read = diffusion._Pending.read
-    monkeypatch.setattr(diffusion._Pending, "read", lambda self: (reads.append(1), read(self))[1])
+    read = loop._Pending.read
+    monkeypatch.setattr(loop._Pending, "read", lambda self: (reads.append(1), read(self))[1])
     events = steps(lambda c, p: mx.zeros((*c.shape, V)), max_denoising_steps=5)
     assert len(started) == len(reads) == len(events) == 5
 
 
 def test_the_next_step_is_built_before_this_ones_flags_are_read(monkeypatch):
     denoiser, seen = MadeUp(sure_of([1, 2, 3, 4, 5, 6])), []
-    read = diffusion._Pending.read
-    monkeypatch.setattr(diffusion._Pending, "read", lambda self: (seen.append(denoiser.begun), read(self))[1])
+    read = loop._Pending.read
+    monkeypatch.setattr(loop._Pending, "read", lambda self: (seen.append(denoiser.begun), read(self))[1])
     noise = ReplayedNoise(0, V)
     events = list(denoise_canvas(denoiser, GenerationConfig(), noise, SHAPE))
     assert len(events) == 2 and seen == [2, 3]  # the third was built while the second ran
@@ -237,8 +238,8 @@ def test_a_macs_memory_is_wired_while_canvases_are_made_however_that_ends(model,
 def test_a_cutoff_makes_sure_positions_sparse_from_the_second_step_on(monkeypatch):
     from mlx_dgemma import load, stream_generate
 
-    queries, predict = [], diffusion.predict
-    monkeypatch.setattr(diffusion, "predict", lambda h, t, query: queries.append(query) or predict(h, t, query))
+    queries, predict = [], loop.predict
+    monkeypatch.setattr(loop, "predict", lambda h, t, query: queries.append(query) or predict(h, t, query))
     model, tokenizer = load()
     texts = []
     for cutoff in (None, 10.0):

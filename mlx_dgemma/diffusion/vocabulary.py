@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dgemma import sampling
+from mlx_dgemma.diffusion import sampling
 from mlx_dgemma.model import fused
 
 BLOCK = 8192  # ids whose scores are alive at a time

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import StableAndConfidentStoppingCriteria
 
-from mlx_dgemma import sampling
-from mlx_dgemma.stopping import StableAndConfident
+from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.stopping import StableAndConfident
 
 
 @given(

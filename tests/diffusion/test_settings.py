@@ -11,7 +11,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import Entro
 
 from mlx_dgemma import DGemmaError, GenerationConfig
 
-PUBLISHED = Path(__file__).parent / "data" / "generation_config.json"
+PUBLISHED = Path(__file__).parents[1] / "data" / "generation_config.json"
 NUMBERS = st.one_of(st.integers(-3, 300), st.floats(-2, 2, allow_nan=False))
 
 

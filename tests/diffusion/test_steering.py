@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma import GenerationConfig, generate_text, load, stream_generate
-from mlx_dgemma.diffusion import DenoisingStep
+from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.recorder import Recorder, record
 from mlx_dgemma.template import CanvasPlan, given_end, parse_draft, parse_template
