@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_dgemma.checkpoint import BYTES, VISION
+from mlx_dgemma.checkpoint.headers import BYTES, VISION
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 PIECE = 2**24  # bytes of random weights written at a time

@@ -13,7 +13,7 @@ from pathlib import Path
 from convert.plan import Plan, make_plan
 from convert.recipes import RECIPES, rules_of
 from convert.source import RULES, Source, SourceTensor
-from mlx_dgemma.checkpoint import TensorInfo, target_name
+from mlx_dgemma.checkpoint.headers import TensorInfo, target_name
 from mlx_dgemma.model.config import ModelConfig
 
 DATA = Path(__file__).parent.parent / "tests" / "data"

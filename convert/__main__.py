@@ -69,7 +69,7 @@ def choose_rules(args: argparse.Namespace) -> tuple[str | None, Rules]:
 def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
     """Plans, writes, verifies, publishes."""
     # late: MLX is not needed for --help or a mistyped option
-    from mlx_dgemma.loading import resolve
+    from mlx_dgemma.checkpoint.loading import resolve
 
     from . import folder, write
     from .plan import make_plan

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dgemma.checkpoint import Rule
+from mlx_dgemma.checkpoint.headers import Rule
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.config import ModelConfig
 

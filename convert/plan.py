@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_dgemma.checkpoint import BYTES
+from mlx_dgemma.checkpoint.headers import BYTES
 from mlx_dgemma.errors import DGemmaError
 
 from . import recipes

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint import (
+from mlx_dgemma.checkpoint.headers import (
     TEXT_RULES,
     VISION,
     Rule,
@@ -23,8 +23,8 @@ from mlx_dgemma.checkpoint import (
     rule_for,
     target_name,
 )
+from mlx_dgemma.checkpoint.loading import build_model
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.loading import build_model
 from mlx_dgemma.model.config import ModelConfig, read_config
 
 from . import gemma4

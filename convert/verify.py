@@ -8,8 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dgemma.checkpoint.loading import load
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.loading import load
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text import prompt_ids
 

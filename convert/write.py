@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma.checkpoint import BYTES, sha256
+from mlx_dgemma.checkpoint.headers import BYTES, sha256
 from mlx_dgemma.errors import DGemmaError
 
 from .plan import Job, Output, Plan

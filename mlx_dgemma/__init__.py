@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlx_dgemma.checkpoint.loading import load
     from mlx_dgemma.choose import choose
     from mlx_dgemma.diffusion.settings import GenerationConfig
     from mlx_dgemma.errors import DGemmaError
-    from mlx_dgemma.loading import load
     from mlx_dgemma.samples import generate_samples
     from mlx_dgemma.text import generate_text, stream_generate
 
@@ -22,7 +22,7 @@ _HOME = {
     "choose": "choose",
     "generate_samples": "samples",
     "generate_text": "text",
-    "load": "loading",
+    "load": "checkpoint.loading",
     "stream_generate": "text",
 }
 

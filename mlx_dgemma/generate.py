@@ -140,7 +140,7 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
 
 def _load(args: argparse.Namespace, progress: Any) -> tuple[Any, Any]:
     """Model and tokenizer, with a warning where the denoiser is untrained."""
-    from mlx_dgemma.loading import load
+    from mlx_dgemma.checkpoint.loading import load
 
     model, tokenizer = load(args.model)
     if not model.config.denoiser_trained and not args.quiet:

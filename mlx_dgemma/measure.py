@@ -9,13 +9,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_dgemma import machine
-from mlx_dgemma.checkpoint import by_target, read_headers
+from mlx_dgemma.checkpoint.headers import by_target, read_headers
+from mlx_dgemma.checkpoint.loading import load, resolve
 from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.vocabulary import Query, predict
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.loading import load, resolve
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill

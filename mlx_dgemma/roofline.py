@@ -255,8 +255,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(model: str | None) -> tuple[ModelConfig, set[str]]:
-    from mlx_dgemma.checkpoint import by_target, read_headers  # late, with the next: --help answers at once
-    from mlx_dgemma.loading import resolve
+    from mlx_dgemma.checkpoint.headers import by_target, read_headers  # late, with the next: --help answers at once
+    from mlx_dgemma.checkpoint.loading import resolve
 
     folder = resolve(model)
     return ModelConfig.from_file(folder / "config.json"), set(by_target(read_headers(folder)))

@@ -12,8 +12,8 @@ import pytest
 
 from mlx_dgemma import machine
 from mlx_dgemma.bench import main, table
+from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.chips import Chip
-from mlx_dgemma.loading import EMBEDDED
 from mlx_dgemma.measure import Options, Report, run_benchmark
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.roofline import Widths, floor_seconds, step_stages

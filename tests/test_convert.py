@@ -21,7 +21,7 @@ from convert import write
 from convert.__main__ import main
 from convert.recipes import RECIPES, Format, format_of, parse_override, rules_of
 from mlx_dgemma import DGemmaError, generate_text, load
-from mlx_dgemma.checkpoint import BYTES, read_headers
+from mlx_dgemma.checkpoint.headers import BYTES, read_headers
 from tests.conftest import random_reference
 from tests.test_loading import edit_config, edit_tensors, logits, one_line, quantized_folder
 
@@ -510,7 +510,7 @@ def test_upload(capsys, folder, tmp_path, monkeypatch):
 
 
 def test_tokenizer_and_generation_config_come_along(to_target):
-    from mlx_dgemma.loading import EMBEDDED
+    from mlx_dgemma.checkpoint.loading import EMBEDDED
 
     target = to_target("-q", source=EMBEDDED)
     ours, tokenizer = load(target)
@@ -631,8 +631,8 @@ def test_generate_says_that_the_denoiser_is_untrained(gemma4, to_target, capsys)
     from mlx_dgemma import generate
 
     target = to_target(source=gemma4[1])
-    shutil.copy(ROOT / "mlx_dgemma/demo/checkpoint/tokenizer.json", target)
-    shutil.copy(ROOT / "mlx_dgemma/demo/checkpoint/tokenizer_config.json", target)
+    shutil.copy(ROOT / "mlx_dgemma/checkpoint/embedded/tokenizer.json", target)
+    shutil.copy(ROOT / "mlx_dgemma/checkpoint/embedded/tokenizer_config.json", target)
     assert generate.main(["--model", str(target), "--prompt", "ab", "--max-denoising-steps", "1"]) == 0
     assert "warning: this denoiser is untrained" in capsys.readouterr().err
 

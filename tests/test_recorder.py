@@ -70,7 +70,7 @@ def test_the_command_line_records(tmp_path, capsys):
 def test_a_place_that_cannot_be_written_is_told_before_the_model_is_loaded(
     tmp_path, capsys, monkeypatch, path, complaint
 ):
-    monkeypatch.setattr("mlx_dgemma.loading.load", lambda *a: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("mlx_dgemma.checkpoint.loading.load", lambda *a: pytest.fail("the model was loaded"))
     assert main(["--prompt", "roman 3", "--trace", str(tmp_path / path)]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and complaint in err

@@ -145,7 +145,7 @@ def test_another_run_cannot_be_resumed(capsys, tmp_path, finished, folder, argum
 
 
 def test_a_finished_run_is_only_shown_again(capsys, tmp_path, finished, monkeypatch):
-    monkeypatch.setattr("mlx_dgemma.loading.load", None)  # nothing is loaded for that
+    monkeypatch.setattr("mlx_dgemma.checkpoint.loading.load", None)  # nothing is loaded for that
     path = copy(finished, tmp_path)
     code, out, err = in_process(capsys, *FAST, "--n", 3, "--output", path, "--resume")
     assert (code, err) == (0, "") and out.count("\n") == 5

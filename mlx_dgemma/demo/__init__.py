@@ -1,1 +1,1 @@
-"""The embedded checkpoint: its tasks, its tokenizer, the script that trained it and the table that judges it."""
+"""The embedded checkpoint: how it was trained and how it is evaluated."""

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlx_dgemma.checkpoint import sha256
+from mlx_dgemma.checkpoint.headers import sha256
 from mlx_dgemma.cli import Parser, exit_code
 from mlx_dgemma.demo.tasks import MAX_NEW_TOKENS, ROWS
 from mlx_dgemma.diffusion.settings import GenerationConfig
@@ -106,7 +106,7 @@ def questions(args: argparse.Namespace) -> list[Question]:
 def describe(args: argparse.Namespace, grid: Grid) -> dict[str, Any]:
     """What makes this run this run (`identity`), and what one may want to know about it later."""
     from mlx_dgemma import __version__
-    from mlx_dgemma.loading import resolve
+    from mlx_dgemma.checkpoint.loading import resolve
 
     identity = {
         "grid": grid.axes,
@@ -125,7 +125,7 @@ def carry_out(
 ) -> bool:
     """Appends to `rows`, and to the CSV, what the plan has beyond them; whether it came to the end."""
     # late: MLX is not needed for --help, a mistyped option, or the table of a finished run
-    from mlx_dgemma.loading import load
+    from mlx_dgemma.checkpoint.loading import load
     from mlx_dgemma.sweep.progress import progress
     from mlx_dgemma.sweep.runner import Runner
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint import target_name
-from mlx_dgemma.loading import build_model
+from mlx_dgemma.checkpoint.headers import target_name
+from mlx_dgemma.checkpoint.loading import build_model
 from mlx_dgemma.model.config import ModelConfig
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def published_tensors() -> dict[str, tuple[int, ...]]:

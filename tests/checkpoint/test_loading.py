@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from mlx_dgemma import DGemmaError, load
-from mlx_dgemma.checkpoint import read_headers
-from mlx_dgemma.loading import load_model
+from mlx_dgemma.checkpoint.headers import read_headers
+from mlx_dgemma.checkpoint.loading import load_model
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.layers import GatedMLP
 from mlx_dgemma.model.prefill import prefill

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint import TensorInfo, by_target, read_headers, sha256, shard_files
+from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, sha256, shard_files
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.model.attention import Attention
@@ -18,7 +18,7 @@ from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import GatedMLP
 from mlx_dgemma.model.moe import Router
 
-EMBEDDED = Path(__file__).parent / "demo" / "checkpoint"
+EMBEDDED = Path(__file__).parent / "embedded"
 _FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 _DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
