@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlx_dgemma.checkpoint.loading import load
-    from mlx_dgemma.choose import choose
     from mlx_dgemma.diffusion.settings import GenerationConfig
     from mlx_dgemma.errors import DGemmaError
-    from mlx_dgemma.samples import generate_samples
-    from mlx_dgemma.text import generate_text, stream_generate
+    from mlx_dgemma.text.choose import choose
+    from mlx_dgemma.text.generation import generate_text, stream_generate
+    from mlx_dgemma.text.samples import generate_samples
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,11 +19,11 @@ __all__ = [
 _HOME = {
     "DGemmaError": "errors",
     "GenerationConfig": "diffusion.settings",
-    "choose": "choose",
-    "generate_samples": "samples",
-    "generate_text": "text",
+    "choose": "text.choose",
+    "generate_samples": "text.samples",
+    "generate_text": "text.generation",
     "load": "checkpoint.loading",
-    "stream_generate": "text",
+    "stream_generate": "text.generation",
 }
 
 

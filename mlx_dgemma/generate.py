@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
         check_writable(args.trace)
     # Late, so that --help and a mistyped option answer at once.
     from mlx_dgemma.progress import ProgressLine
-    from mlx_dgemma.text import collect
+    from mlx_dgemma.text.generation import collect
 
     progress = ProgressLine(enabled=not args.quiet)
     progress.show("loading …")
@@ -151,7 +151,7 @@ def _load(args: argparse.Namespace, progress: Any) -> tuple[Any, Any]:
 
 def _choose(args: argparse.Namespace, model: Any, tokenizer: Any, progress: Any) -> int:
     """Prints the probability of each label, slot by slot."""
-    from mlx_dgemma.choose import choose_each
+    from mlx_dgemma.text.choose import choose_each
 
     template = "{?}" if args.template is None else args.template
     labels = [[label.strip() for label in own.split(",")] for own in args.choose]
@@ -172,7 +172,7 @@ def _choose(args: argparse.Namespace, model: Any, tokenizer: Any, progress: Any)
 
 def _samples(args: argparse.Namespace, config: GenerationConfig, model: Any, tokenizer: Any, progress: Any) -> int:
     """Prints several texts for the prompt, best first; what tells them apart goes to stderr."""
-    from mlx_dgemma.samples import Sample, stream_samples
+    from mlx_dgemma.text.samples import Sample, stream_samples
 
     given = {"n": args.num_samples, "seed": args.seed, "chat_template": not args.no_chat_template}
     plan = _plan(args, model, tokenizer, config.over(model.generation_config).eos_token_id)
@@ -198,7 +198,7 @@ def _samples(args: argparse.Namespace, config: GenerationConfig, model: Any, tok
 def _start(args: argparse.Namespace, config: GenerationConfig, model: Any, tokenizer: Any) -> tuple[Any, Any]:
     """The stream of events, and the recorder it passes through if a trace is wanted."""
     from mlx_dgemma.recorder import Recorder, record
-    from mlx_dgemma.text import stream_generate
+    from mlx_dgemma.text.generation import stream_generate
 
     given = {"seed": args.seed, "chat_template": not args.no_chat_template}
     plan = _plan(args, model, tokenizer, config.over(model.generation_config).eos_token_id)
@@ -211,7 +211,7 @@ def _start(args: argparse.Namespace, config: GenerationConfig, model: Any, token
 
 def _plan(args: argparse.Namespace, model: Any, tokenizer: Any, end: list[int]) -> Any:
     """What the canvases start from, by the options."""
-    from mlx_dgemma.template import CanvasPlan, parse_draft, parse_template
+    from mlx_dgemma.text.template import CanvasPlan, parse_draft, parse_template
 
     canvas = model.config.canvas_length
     given = () if args.template is None else parse_template(tokenizer, args.template, end, canvas)
@@ -221,7 +221,7 @@ def _plan(args: argparse.Namespace, model: Any, tokenizer: Any, end: list[int]) 
 
 def _show(event: Any, progress: Any, done: list[Any], *, silent: bool) -> None:
     """Puts an event where the user sees it; committed canvases are kept in `done`."""
-    from mlx_dgemma.text import TextCanvas
+    from mlx_dgemma.text.generation import TextCanvas
 
     if isinstance(event, TextCanvas):
         done.append(event)

@@ -19,8 +19,8 @@ from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.prompts import Prompt, prompt_ids
-from mlx_dgemma.text import TextCanvas
+from mlx_dgemma.text.generation import TextCanvas
+from mlx_dgemma.text.prompts import Prompt, prompt_ids
 from mlx_dgemma.trace import ARRAYS, Committed, Trace
 
 Event = DenoisingStep | TextCanvas | CommittedCanvas

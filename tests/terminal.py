@@ -20,15 +20,16 @@ ROOT = Path(__file__).parent.parent
 # The command line, made to say when an event has been shown and to wait for leave to go on.
 STEPPED = """
 import os, sys
-from mlx_dgemma import generate, text
-stream = text.stream_generate
+from mlx_dgemma import generate
+from mlx_dgemma.text import generation
+stream = generation.stream_generate
 def stepped(*arguments, **options):
     for event in stream(*arguments, **options):
         yield event
         os.write(0, b".")
         if not os.read(0, 1):
             raise SystemExit("the test has gone")
-text.stream_generate = stepped
+generation.stream_generate = stepped
 sys.exit(generate.main(sys.argv[1:]))
 """
 

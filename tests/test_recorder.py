@@ -88,8 +88,8 @@ def test_a_trace_that_cannot_be_saved_costs_the_trace_not_the_text(tmp_path, cap
 
 def test_ctrl_c_keeps_what_was_recorded(tmp_path):
     path = tmp_path / "run.npz"
-    code = "import sys; from mlx_dgemma import generate, text\n"
-    code += "text.cut = lambda canvas, *rest: (canvas, False)\n"  # never stops on its own
+    code = "import sys; from mlx_dgemma import generate\nfrom mlx_dgemma.text import generation\n"
+    code += "generation.cut = lambda canvas, *rest: (canvas, False)\n"  # never stops on its own
     code += f"sys.exit(generate.main(['--prompt', 'count 10 to 50', '--max-tokens', '3900', '--trace', {str(path)!r}]))"
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, cwd=ROOT, preexec_fn=heed)

@@ -16,7 +16,7 @@ from mlx_dgemma import DGemmaError, GenerationConfig, load, stream_generate
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases, prefill
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.recorder import Recorder, record
-from mlx_dgemma.text import TextCanvas
+from mlx_dgemma.text.generation import TextCanvas
 from mlx_dgemma.trace import ARRAYS, Trace, load_trace, replay
 from tests.conftest import CANVAS, ReplayedNoise
 

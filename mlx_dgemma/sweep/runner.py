@@ -9,7 +9,8 @@ from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.sweep.grid import Settings, text_of
 from mlx_dgemma.sweep.questions import Question
 from mlx_dgemma.sweep.trials import Outcome, Row, Trial
-from mlx_dgemma.text import check_ids, generate_text, prompt_ids
+from mlx_dgemma.text.generation import generate_text
+from mlx_dgemma.text.prompts import check_ids, prompt_ids
 
 
 def ask(model: DiffusionGemma, tokenizer: Any, question: Question, config: GenerationConfig, seed: int) -> Outcome:

@@ -15,8 +15,8 @@ from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.prompts import Prompt, check_ids, prompt_ids
-from mlx_dgemma.template import CanvasPlan, given_end
+from mlx_dgemma.text.prompts import Prompt, check_ids, prompt_ids
+from mlx_dgemma.text.template import CanvasPlan, given_end
 
 THOUGHT_OPEN, THOUGHT_CLOSE = "<|channel>", "<channel|>"
 

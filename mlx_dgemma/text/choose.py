@@ -20,8 +20,8 @@ from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import softcap
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.prompts import Prompt, check_ids, prompt_ids
-from mlx_dgemma.template import Piece, closed, parse_pieces
+from mlx_dgemma.text.prompts import Prompt, check_ids, prompt_ids
+from mlx_dgemma.text.template import Piece, closed, parse_pieces
 
 DRAWS = 1  # of the noise: more were not better (`python -m benchmarks.choose`)
 Canvas = tuple[int | None, ...]

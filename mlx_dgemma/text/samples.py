@@ -18,9 +18,9 @@ from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.prompts import Prompt
-from mlx_dgemma.template import CanvasPlan
-from mlx_dgemma.text import GenerationResult, Run, TextCanvas, Transcript, collect, has_room_after, prepare
+from mlx_dgemma.text.generation import GenerationResult, Run, TextCanvas, Transcript, collect, has_room_after, prepare
+from mlx_dgemma.text.prompts import Prompt
+from mlx_dgemma.text.template import CanvasPlan
 
 
 @dataclass(frozen=True)
