@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_dgemma.cli import Lines, Parser, exit_code
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.terminal.cli import Lines, Parser, exit_code
 
 from .recipes import DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, parse_override, rules_of
 

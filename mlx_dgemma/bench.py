@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mlx_dgemma.cli import Parser, exit_code
+from mlx_dgemma.terminal.cli import Parser, exit_code
 
 if TYPE_CHECKING:
     from mlx_dgemma.measure import Report

@@ -6,11 +6,11 @@ import sys
 from dataclasses import asdict, fields
 from typing import Any
 
-from mlx_dgemma.cli import Parser, exit_code
 from mlx_dgemma.demo.tasks import TASKS
 from mlx_dgemma.diffusion.settings import TOKEN_CHOICES, GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_writable
+from mlx_dgemma.terminal.cli import Parser, exit_code
 
 _SETTINGS = {f.name for f in fields(GenerationConfig)}
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     if args.trace is not None:
         check_writable(args.trace)
     # Late, so that --help and a mistyped option answer at once.
-    from mlx_dgemma.progress import ProgressLine
+    from mlx_dgemma.terminal.progress import ProgressLine
     from mlx_dgemma.text.generation import collect
 
     progress = ProgressLine(enabled=not args.quiet)
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, config: GenerationConfig) -> int:
     finally:
         progress.clear()
     if args.watch:
-        from mlx_dgemma.watch import live_canvas
+        from mlx_dgemma.terminal.watch import live_canvas
 
         progress = live_canvas(progress, tokenizer, config.over(model.generation_config).eos_token_id)
     done, finish_reason = [], None

@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_dgemma.chips import CHIPS, Chip
-from mlx_dgemma.cli import Parser, exit_code
 from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.terminal.cli import Parser, exit_code
 
 FLOAT_BITS = 16
 GROUP_SIZE = 64  # of --bits: affine, with a scale and a bias per group

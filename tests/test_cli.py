@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dgemma.progress import fit, last_row
+from mlx_dgemma.terminal.progress import fit, last_row
 from tests.command import in_process
 
 ROOT = Path(__file__).parent.parent

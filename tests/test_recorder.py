@@ -105,7 +105,9 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
 def test_a_crash_keeps_what_was_recorded(tmp_path, monkeypatch):
     """A closed stdout, a device that fails: the run's trace is still there."""
     path = tmp_path / "run.npz"
-    monkeypatch.setattr("mlx_dgemma.progress.ProgressLine.text", lambda *a: (_ for _ in ()).throw(RuntimeError("gone")))
+    monkeypatch.setattr(
+        "mlx_dgemma.terminal.progress.ProgressLine.text", lambda *a: (_ for _ in ()).throw(RuntimeError("gone"))
+    )
     with pytest.raises(RuntimeError, match="gone"):
         main(["--prompt", "count 18 to 50", "--trace", str(path), "--quiet"])
     assert len(load_trace(path).committed) == 1

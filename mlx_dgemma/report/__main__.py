@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.generate import Parser
+from mlx_dgemma.terminal.cli import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:

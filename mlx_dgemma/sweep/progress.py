@@ -3,7 +3,7 @@
 import sys
 import time
 
-from mlx_dgemma.cli import Lines
+from mlx_dgemma.terminal.cli import Lines
 
 
 def progress(total: int, done: int) -> "Bar | Lines":

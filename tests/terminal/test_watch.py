@@ -17,15 +17,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wcwidth import wcwidth
 
-from mlx_dgemma import watch
 from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.generate import main
-from mlx_dgemma.progress import ProgressLine
-from mlx_dgemma.watch import SHADES, STOP, UNCERTAIN, TokenTexts, columns, drawable, live_canvas, picture
-from tests.terminal import Terminal, terminal_on_stderr
+from mlx_dgemma.terminal import watch
+from mlx_dgemma.terminal.progress import ProgressLine
+from mlx_dgemma.terminal.watch import SHADES, STOP, UNCERTAIN, TokenTexts, columns, drawable, live_canvas, picture
+from tests.screen import Terminal, terminal_on_stderr
 from tests.test_cli import in_process
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DARK = SHADES["dark"]
 WIDE = os.terminal_size((100, 30))
 FALLBACK = "--watch needs a terminal on stderr; showing progress instead\n"

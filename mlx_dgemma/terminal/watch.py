@@ -22,7 +22,7 @@ from rich.style import Style
 from rich.text import Text
 
 from mlx_dgemma.diffusion.canvas import DenoisingStep
-from mlx_dgemma.progress import ProgressLine, cells, fit, last_row, step_line, terminal_size
+from mlx_dgemma.terminal.progress import ProgressLine, cells, fit, last_row, step_line, terminal_size
 from mlx_dgemma.text.template import given_end
 
 UNCERTAIN = (0.1, 0.5, 1.5)  # nats: a position that is not accepted is a shade fainter from each of these on
