@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_dgemma import GenerationConfig, load, stream_generate
 from mlx_dgemma.diffusion.canvas import DenoisingStep
-from mlx_dgemma.recorder import Recorder
+from mlx_dgemma.trace.recorder import Recorder
 
 PROMPT, RUNS = "sort dcba", 4
 CANVASES, STEPS, POSITIONS, VOCABULARY = 10, 48, 256, 262_144

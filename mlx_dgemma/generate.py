@@ -197,8 +197,8 @@ def _samples(args: argparse.Namespace, config: GenerationConfig, model: Any, tok
 
 def _start(args: argparse.Namespace, config: GenerationConfig, model: Any, tokenizer: Any) -> tuple[Any, Any]:
     """The stream of events, and the recorder it passes through if a trace is wanted."""
-    from mlx_dgemma.recorder import Recorder, record
     from mlx_dgemma.text.generation import stream_generate
+    from mlx_dgemma.trace.recorder import Recorder, record
 
     given = {"seed": args.seed, "chat_template": not args.no_chat_template}
     plan = _plan(args, model, tokenizer, config.over(model.generation_config).eos_token_id)

@@ -1,8 +1,8 @@
 """A recorded run, and texts that a page must only show, for the tests of the report."""
 
 from mlx_dgemma import GenerationConfig, load, stream_generate
-from mlx_dgemma.recorder import Recorder, record
-from mlx_dgemma.trace import Trace
+from mlx_dgemma.trace.recorder import Recorder, record
+from mlx_dgemma.trace.trace import Trace
 
 PROMPT = "sudoku 1..4..1.2....3.1"
 HOSTILE = [

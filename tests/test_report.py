@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from mlx_dgemma.report.__main__ import main
 from mlx_dgemma.report.page import render
 from mlx_dgemma.report.plots import write_plots
-from mlx_dgemma.trace import Trace, load_trace
+from mlx_dgemma.trace.trace import Trace, load_trace
 from tests.report_data import HOSTILE, PROMPT, recorded
 
 ROOT = Path(__file__).parent.parent

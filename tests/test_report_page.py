@@ -9,7 +9,7 @@ from selenium.webdriver import ActionChains, Keys
 
 from mlx_dgemma.generate import main
 from mlx_dgemma.report.page import write_report
-from mlx_dgemma.trace import Trace, load_trace
+from mlx_dgemma.trace.trace import Trace, load_trace
 from tests.browser import Page, contrast, short, start
 from tests.report_data import HOSTILE, PROMPT, recorded
 

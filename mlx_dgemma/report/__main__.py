@@ -45,7 +45,7 @@ def run(source: Path, output: Path, png: str | None) -> list[Path]:
     # Late, so that --help and a mistyped option answer at once.
     from mlx_dgemma.report.page import write_report
     from mlx_dgemma.report.plots import check_matplotlib, write_plots
-    from mlx_dgemma.trace import load_trace
+    from mlx_dgemma.trace.trace import load_trace
 
     if png is not None:
         check_matplotlib()

@@ -18,7 +18,7 @@ import numpy as np
 
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.report.summary import about, prompt_text, summary
-from mlx_dgemma.trace import Trace
+from mlx_dgemma.trace.trace import Trace
 
 _SCRIPTS = ("data.js", "colour.js", "tokens.js", "tooltip.js", "heatmap.js", "curves.js", "page.js")
 _SERIES = ("canvas_index", "step", "remaining", "temperature", "accepted_count", "mean_entropy", "seconds")

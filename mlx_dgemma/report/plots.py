@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import write_whole
-from mlx_dgemma.trace import Trace
+from mlx_dgemma.trace.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

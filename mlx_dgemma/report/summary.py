@@ -1,6 +1,6 @@
 """A trace in words: the table of a report."""
 
-from mlx_dgemma.trace import Trace
+from mlx_dgemma.trace.trace import Trace
 
 
 def prompt_text(trace: Trace) -> str:

@@ -1,1 +1,1 @@
-"""From a prompt to a text: prompts and templates to ids, canvases to text, several samples, labels read off a canvas."""
+"""From a prompt to a text: prompts and templates to ids, canvases to text, several samples, labels read in a canvas."""

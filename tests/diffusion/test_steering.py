@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from mlx_dgemma import GenerationConfig, generate_text, load, stream_generate
 from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.recorder import Recorder, record
 from mlx_dgemma.text.generation import without_thoughts
 from mlx_dgemma.text.template import CanvasPlan, given_end, parse_draft, parse_template
-from mlx_dgemma.trace import load_trace
+from mlx_dgemma.trace.recorder import Recorder, record
+from mlx_dgemma.trace.trace import load_trace
 from tests.command import in_process
 from tests.conftest import CANVAS, VOCABULARY, ReplayedNoise
 

@@ -13,10 +13,10 @@ import pytest
 
 from mlx_dgemma import DGemmaError, GenerationConfig, load, stream_generate
 from mlx_dgemma.generate import main
-from mlx_dgemma.recorder import Recorder, record
-from mlx_dgemma.trace import Trace, load_trace
+from mlx_dgemma.trace.recorder import Recorder, record
+from mlx_dgemma.trace.trace import Trace, load_trace
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

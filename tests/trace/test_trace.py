@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from mlx_dgemma import DGemmaError, GenerationConfig, load, stream_generate
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases, prefill
 from mlx_dgemma.files import write_whole
-from mlx_dgemma.recorder import Recorder, record
 from mlx_dgemma.text.generation import TextCanvas
-from mlx_dgemma.trace import ARRAYS, Trace, load_trace, replay
+from mlx_dgemma.trace.recorder import Recorder, record
+from mlx_dgemma.trace.trace import ARRAYS, Trace, load_trace, replay
 from tests.conftest import CANVAS, ReplayedNoise
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROMPT = "count 18 to 50"  # two canvases
 
 

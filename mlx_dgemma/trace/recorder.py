@@ -1,4 +1,4 @@
-"""Recording a run while it happens: every event is copied to small host arrays; `mlx_dgemma.trace` keeps and replays.
+"""Recording a run while it happens: every event is copied to small host arrays, of which a `Trace` is made.
 
 recorder = Recorder(model, tokenizer, prompt, seed=3, model_id="embedded")
 for event in record(stream_generate(model, tokenizer, prompt, seed=3), recorder):
@@ -21,7 +21,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.text.generation import TextCanvas
 from mlx_dgemma.text.prompts import Prompt, prompt_ids
-from mlx_dgemma.trace import ARRAYS, Committed, Trace
+from mlx_dgemma.trace.trace import ARRAYS, Committed, Trace
 
 Event = DenoisingStep | TextCanvas | CommittedCanvas
 
