@@ -8,9 +8,8 @@ python -m benchmarks.roofline
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_dgemma.chips import CHIPS
-from mlx_dgemma.model.config import ModelConfig
-from mlx_dgemma.roofline import (
+from mlx_dgemma.bench.chips import CHIPS
+from mlx_dgemma.bench.roofline import (
     GROUP_SIZE,
     Stage,
     Widths,
@@ -19,6 +18,7 @@ from mlx_dgemma.roofline import (
     step_stages,
     tokens_per_second,
 )
+from mlx_dgemma.model.config import ModelConfig
 
 CONFIG = Path(__file__).parent.parent / "tests" / "data" / "config.json"
 PREFIXES, SHOWN = (1024, 8192, 32_768), 8192  # tokens

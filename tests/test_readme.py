@@ -30,7 +30,7 @@ def test_python_examples_run(capsys, tmp_path, monkeypatch):
 
 def test_every_option_is_in_the_readme():
     from convert.__main__ import build_parser as converter
-    from mlx_dgemma.bench import build_parser as bench
+    from mlx_dgemma.bench.__main__ import build_parser as bench
     from mlx_dgemma.generate import build_parser as generator
     from mlx_dgemma.report.__main__ import build_parser as report
     from mlx_dgemma.sweep.__main__ import build_parser as sweep

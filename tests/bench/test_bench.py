@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dgemma import machine
-from mlx_dgemma.bench import main, table
+from mlx_dgemma.bench import machine
+from mlx_dgemma.bench.__main__ import main, table
+from mlx_dgemma.bench.chips import Chip
+from mlx_dgemma.bench.measure import Options, Report, run_benchmark
+from mlx_dgemma.bench.roofline import Widths, floor_seconds, step_stages
 from mlx_dgemma.checkpoint.loading import EMBEDDED
-from mlx_dgemma.chips import Chip
-from mlx_dgemma.measure import Options, Report, run_benchmark
 from mlx_dgemma.model.config import ModelConfig
-from mlx_dgemma.roofline import Widths, floor_seconds, step_stages
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 CHIP = Chip("fixed", gigabytes_per_second=10, teraflops=1)  # measuring this machine takes seconds: one test does
@@ -144,6 +144,6 @@ def test_the_longest_prompt_that_fits_is_measured(monkeypatch):
 
 
 def test_nothing_heavy_is_imported_for_help():
-    code = "import sys; from mlx_dgemma.bench import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from mlx_dgemma.bench.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'mlx', 'mlx_lm', 'numpy', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -8,7 +8,8 @@ from statistics import median
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_dgemma import machine
+from mlx_dgemma.bench import machine
+from mlx_dgemma.bench.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
 from mlx_dgemma.checkpoint.headers import by_target, read_headers
 from mlx_dgemma.checkpoint.loading import load, resolve
 from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
@@ -19,7 +20,6 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlx_dgemma.chips import Chip
+from mlx_dgemma.bench.chips import Chip
 from mlx_dgemma.model import memory
 
 RUNS = 5  # the best counts: a bound is asked for

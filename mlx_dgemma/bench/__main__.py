@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mlx_dgemma.terminal.cli import Parser, exit_code
 
 if TYPE_CHECKING:
-    from mlx_dgemma.measure import Report
+    from mlx_dgemma.bench.measure import Report
 
 MIN_STEPS = 3  # the first and the last step of a canvas do less than the others, and do not count
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
-    from mlx_dgemma.measure import Options, run_benchmark  # late, so that --help answers at once
+    from mlx_dgemma.bench.measure import Options, run_benchmark  # late, so that --help answers at once
 
     report = run_benchmark(Options(args.model, args.prompt_length, args.steps, args.repeat, args.seed))
     print(json.dumps(asdict(report)) if args.json else table(report))

@@ -1,0 +1,1 @@
+"""Speed: what a checkpoint does on this machine (`measure`), and what no machine can do better (`roofline`)."""
