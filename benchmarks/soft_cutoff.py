@@ -21,12 +21,12 @@ import numpy as np
 
 from benchmarks.graph import count
 from mlx_dgemma import GenerationConfig, load
-from mlx_dgemma.demo.tasks import ROWS
 from mlx_dgemma.diffusion import canvas as loop
 from mlx_dgemma.diffusion.vocabulary import GROUP, KEPT, EmbeddingTable, Prediction, Query, SoftRows, predict
 from mlx_dgemma.model import fused
 from mlx_dgemma.sweep.questions import draw_questions
 from mlx_dgemma.sweep.runner import ask
+from mlx_dgemma.tasks import ROWS
 
 POSITIONS, HIDDEN, VOCABULARY = 256, 512, 32_768
 REGIONS = tuple((fused, name) for name in fused.HELPERS)

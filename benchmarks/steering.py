@@ -9,7 +9,7 @@ import argparse
 from itertools import groupby
 
 from mlx_dgemma import generate_samples, generate_text, load
-from mlx_dgemma.demo.tasks import HARD, draw_examples
+from mlx_dgemma.tasks import HARD, draw_examples
 from mlx_dgemma.text.template import parse_template
 
 SAMPLES, SEED = 4, 1000

@@ -6,10 +6,10 @@ import sys
 from dataclasses import asdict, fields
 from typing import Any
 
-from mlx_dgemma.demo.tasks import TASKS
 from mlx_dgemma.diffusion.settings import TOKEN_CHOICES, GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_writable
+from mlx_dgemma.tasks import TASKS
 from mlx_dgemma.terminal.cli import Parser, exit_code
 
 _SETTINGS = {f.name for f in fields(GenerationConfig)}

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mlx_dgemma import GenerationConfig, load
 from mlx_dgemma.checkpoint.loading import EMBEDDED
-from mlx_dgemma.demo.tasks import MAX_NEW_TOKENS, ROWS
 from mlx_dgemma.sweep.questions import Question, draw_questions
 from mlx_dgemma.sweep.runner import ask
 from mlx_dgemma.sweep.summary import score
+from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
 
 BATCH = 50
 

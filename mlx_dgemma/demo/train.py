@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 from transformers.models.diffusion_gemma import DiffusionGemmaGenerationConfig
 
-from mlx_dgemma.demo.tasks import TASKS, examples
 from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, EOS, PAD, SPECIAL, build_tokenizer, write_tokenizer
+from mlx_dgemma.tasks import TASKS, examples
 
 CANVAS = 64
 TOKENIZER = build_tokenizer()

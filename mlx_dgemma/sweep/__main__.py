@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma.checkpoint.headers import sha256
-from mlx_dgemma.demo.tasks import MAX_NEW_TOKENS, ROWS
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.sweep import frontier, journal
@@ -14,6 +13,7 @@ from mlx_dgemma.sweep.grid import FIELDS, Grid, Settings, parse_grid, text_of
 from mlx_dgemma.sweep.questions import Question, draw_questions, read_pairs
 from mlx_dgemma.sweep.summary import markdown, summarise, table
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
+from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
 from mlx_dgemma.terminal.cli import Parser, exit_code
 
 N = 100

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mlx_dgemma.demo.tasks import draw_examples
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.tasks import draw_examples
 
 _LINE = '{"prompt": "…", "answer": "…"}'
 
@@ -24,7 +24,7 @@ class Question:
 
 
 def draw_questions(row: str, seed: int, n: int) -> list[Question]:
-    """Held-out questions of a task, or of another row of `demo.tasks.ROWS`."""
+    """Held-out questions of a task, or of another row of `tasks.ROWS`."""
     return [
         Question(row, i, example.prompt, partial(example.task.check, example.prompt), f"{row} {i}")
         for i, example in enumerate(draw_examples(row, seed, n))

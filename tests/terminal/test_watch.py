@@ -22,8 +22,8 @@ from mlx_dgemma.generate import main
 from mlx_dgemma.terminal import watch
 from mlx_dgemma.terminal.progress import ProgressLine
 from mlx_dgemma.terminal.watch import SHADES, STOP, UNCERTAIN, TokenTexts, columns, drawable, live_canvas, picture
+from tests.command import in_process
 from tests.screen import Terminal, terminal_on_stderr
-from tests.test_cli import in_process
 
 ROOT = Path(__file__).parents[2]
 DARK = SHADES["dark"]

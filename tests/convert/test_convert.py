@@ -22,11 +22,11 @@ from convert.__main__ import main
 from convert.recipes import RECIPES, Format, format_of, parse_override, rules_of
 from mlx_dgemma import DGemmaError, generate_text, load
 from mlx_dgemma.checkpoint.headers import BYTES, read_headers
+from tests.checkpoint.test_loading import edit_config, edit_tensors, logits, one_line, quantized_folder
 from tests.conftest import random_reference
-from tests.test_loading import edit_config, edit_tensors, logits, one_line, quantized_folder
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[2]
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="session")

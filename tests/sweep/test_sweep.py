@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_dgemma import DGemmaError
-from mlx_dgemma.demo.tasks import HARD, TASKS
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.sweep import frontier
 from mlx_dgemma.sweep.__main__ import main
@@ -19,8 +18,9 @@ from mlx_dgemma.sweep.grid import FIELDS, parse_grid
 from mlx_dgemma.sweep.questions import draw_questions, read_pairs
 from mlx_dgemma.sweep.summary import ALL, markdown, score, summarise, table, wilson
 from mlx_dgemma.sweep.trials import Outcome, Row, plan_trials
+from mlx_dgemma.tasks import HARD, TASKS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def in_process(capsys, *arguments: object) -> tuple[int, str, str]:

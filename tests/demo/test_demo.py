@@ -8,7 +8,7 @@ import torch
 from mlx_dgemma import GenerationConfig, generate_text, load
 from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.demo import train
-from mlx_dgemma.demo.tasks import HARD, TASKS, count, draw_examples, examples, is_held_out, roman, spell, sudoku_grids
+from mlx_dgemma.tasks import HARD, TASKS, count, draw_examples, examples, is_held_out, roman, spell, sudoku_grids
 
 
 @pytest.fixture(scope="module")

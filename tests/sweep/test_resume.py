@@ -21,9 +21,9 @@ from mlx_dgemma.sweep.grid import parse_grid
 from mlx_dgemma.sweep.progress import duration
 from mlx_dgemma.sweep.questions import Question
 from mlx_dgemma.sweep.trials import Outcome, Row, plan_trials
-from tests.test_sweep import in_process
+from tests.sweep.test_sweep import in_process
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "mlx_dgemma.sweep"]
 FAST = ["--tasks", "roman", "--set", "max_denoising_steps=1,2,48"]  # a fast task at three points
 

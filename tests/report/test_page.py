@@ -10,8 +10,8 @@ from selenium.webdriver import ActionChains, Keys
 from mlx_dgemma.generate import main
 from mlx_dgemma.report.page import write_report
 from mlx_dgemma.trace.trace import Trace, load_trace
-from tests.browser import Page, contrast, short, start
-from tests.report_data import HOSTILE, PROMPT, recorded
+from tests.report.browser import Page, contrast, short, start
+from tests.report.runs import HOSTILE, PROMPT, recorded
 
 
 @pytest.fixture(scope="module")

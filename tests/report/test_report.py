@@ -19,9 +19,9 @@ from mlx_dgemma.report.__main__ import main
 from mlx_dgemma.report.page import render
 from mlx_dgemma.report.plots import write_plots
 from mlx_dgemma.trace.trace import Trace, load_trace
-from tests.report_data import HOSTILE, PROMPT, recorded
+from tests.report.runs import HOSTILE, PROMPT, recorded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
