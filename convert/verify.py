@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_dgemma.checkpoint.loading import load
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.text.generation import prompt_ids
+from mlx_dgemma.text.prompts import prompt_ids
 
 from .plan import Plan
 from .source import Source, SourceTensor, open_source

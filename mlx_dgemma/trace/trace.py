@@ -20,7 +20,8 @@ import numpy as np
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import write_whole
-from mlx_dgemma.text.generation import Prompt, Stats, TextCanvas
+from mlx_dgemma.text.generation import Stats, TextCanvas
+from mlx_dgemma.text.prompts import Prompt
 
 FORMAT, VERSION = "mlx-dgemma trace", 1
 ARRAYS = {  # what the file holds: the dtype, and the axes: S steps, B rows, C positions, P prompt tokens

@@ -6,7 +6,8 @@ from tokenizers import Tokenizer, decoders, models
 
 from mlx_dgemma import DGemmaError, GenerationConfig, generate_text, load, stream_generate
 from mlx_dgemma.diffusion.canvas import DenoisingStep
-from mlx_dgemma.text.generation import TextCanvas, TextDecoder, cut, prompt_ids, without_thoughts
+from mlx_dgemma.text.generation import TextCanvas, TextDecoder, cut, without_thoughts
+from mlx_dgemma.text.prompts import prompt_ids
 from tests.conftest import CANVAS, ReplayedNoise
 
 
