@@ -26,7 +26,7 @@ from mlx_dgemma.diffusion import sampling
 from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.vocabulary import Query
-from mlx_dgemma.model import fused, memory
+from mlx_dgemma.model import cpu, fused
 from mlx_dgemma.model.prefill import prefill
 
 CANVAS, VOCABULARY = 256, SMALL_TEXT["vocab_size"]
@@ -85,7 +85,7 @@ def compare(folder: Path, prefix: int, steps: int, repeat: int) -> None:
     times = [statistics.median(pair[i] for pair in pairs) for i in (0, 1)]
     ratio = statistics.median(a / b for a, b in pairs)
     ids, soft = mx.zeros((1, CANVAS), mx.int32), mx.zeros((1, CANVAS, SMALL_TEXT["hidden_size"]))
-    with mock.patch.object(memory, "on_cpu", return_value=False):
+    with mock.patch.object(cpu, "on_cpu", return_value=False):
         works = [count(side.step, ids, soft, ids, regions=side.regions()) for side in sides]
     row(prefix, "step, ms", [1e3 * t for t in times], ratio)
     row(prefix, "transient memory, MB", [m / 1e6 for m in transients])

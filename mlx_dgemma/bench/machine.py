@@ -6,7 +6,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from mlx_dgemma.bench.chips import Chip
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import cpu
 
 RUNS = 5  # the best counts: a bound is asked for
 BYTES_CPU, BYTES_GPU = 128 << 20, 512 << 20  # of one array: well beyond any cache
@@ -16,7 +16,7 @@ SIZE_CPU, SIZE_GPU = 1024, 4096  # of a square product: long enough to hide its 
 
 def measure(dtype: mx.Dtype) -> Chip:
     """Bandwidth and TFLOP/s of a square product, in the type that the model computes in."""
-    size = SIZE_CPU if memory.on_cpu() else SIZE_GPU
+    size = SIZE_CPU if cpu.on_cpu() else SIZE_GPU
     a, b = _normal((size, size), dtype, 0), _normal((size, size), dtype, 1)
     teraflops = 2 * size**3 / best(lambda: a @ b) / 1e12
     measured = Chip("this machine", max(_sum_bandwidth(dtype), _product_bandwidth(dtype)), teraflops)
@@ -40,7 +40,7 @@ def _product_bandwidth(dtype: mx.Dtype) -> float:
 
 
 def _bytes() -> int:
-    return BYTES_CPU if memory.on_cpu() else BYTES_GPU
+    return BYTES_CPU if cpu.on_cpu() else BYTES_GPU
 
 
 def _normal(shape: tuple[int, ...], dtype: mx.Dtype, seed: int) -> mx.array:

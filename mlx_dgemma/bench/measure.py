@@ -17,7 +17,7 @@ from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.vocabulary import Query, predict
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
 
@@ -119,7 +119,7 @@ def run_benchmark(options: Options) -> Report:
     layers, vocabulary, step, most = bench.steps()
     return Report(
         model=options.model or "embedded", dtype=str(dtype).removeprefix("mlx.core."),
-        device="cpu" if memory.on_cpu() else "gpu", prompt_length=options.prompt_length,
+        device="cpu" if cpu.on_cpu() else "gpu", prompt_length=options.prompt_length,
         canvas_length=config.canvas_length, steps=options.steps,
         prefill_seconds=prefill_seconds, prefill_tokens_per_second=options.prompt_length / prefill_seconds,
         layers_ms=1000 * layers, vocabulary_ms=1000 * vocabulary, rest_ms=1000 * (step - layers - vocabulary),

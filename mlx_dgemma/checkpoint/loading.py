@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, sha256, shard_files
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.model import cpu
 from mlx_dgemma.model.attention import Attention
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
@@ -147,7 +148,7 @@ def _check_shapes(sources: dict[str, TensorInfo], parameters: dict[str, mx.array
 
 
 def _choose_dtype(dtype: mx.Dtype | None, norm: TensorInfo) -> mx.Dtype:
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    on_cpu = cpu.on_cpu()
     if dtype is None:
         dtype = mx.float32 if on_cpu else _FLOATS.get(norm.dtype, mx.bfloat16)
     if dtype not in _FLOATS.values():

@@ -10,6 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dgemma.model import cpu
+
 HELPERS: list[str] = []
 
 
@@ -19,7 +21,7 @@ def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*arrays: mx.array) -> Any:
-        return (function if mx.default_device().type == mx.DeviceType.cpu else compiled)(*arrays)
+        return (function if cpu.on_cpu() else compiled)(*arrays)
 
     return call
 

@@ -4,10 +4,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlx_dgemma.model import fused, memory
+from mlx_dgemma.model import cpu, fused
 from mlx_dgemma.model.config import ModelConfig
 
-TILE = 16  # rows of one expert that a CPU multiplies at a time
 SORT_FROM = 64  # (token, expert) pairs; below that the sort costs more than it saves
 
 
@@ -57,11 +56,8 @@ class Experts(nn.Module):
             order = mx.argsort(experts)
             token, experts, back = order // k, experts[order], mx.argsort(order)
             if self._wants_tiles():
-                slots, tile_experts = tiles(experts, self.gate_up_proj.weight.shape[0])
-                padded = mx.zeros((tile_experts.size * TILE,), token.dtype)
-                padded[slots] = token
-                out = self._run(rows[padded].reshape(-1, TILE, rows.shape[-1]), tile_experts, True)
-                out = out.reshape(-1, out.shape[-1])[slots[back]]
+                count = self.gate_up_proj.weight.shape[0]
+                out = cpu.in_tiles(lambda *tiles: self._run(*tiles, True), rows, token, experts, count, back)
             else:
                 out = self._run(rows[token][:, None], experts, True)[back]
         out = out.reshape(*chosen.shape, -1)  # (…, K, H)
@@ -74,19 +70,4 @@ class Experts(nn.Module):
 
     def _wants_tiles(self) -> bool:
         # a CPU multiplies row by row otherwise; a GPU has kernels for sorted single rows
-        return memory.on_cpu() and isinstance(self.gate_up_proj, SwitchLinear)
-
-
-def tiles(experts: mx.array, count: int) -> tuple[mx.array, mx.array]:
-    """Lays rows sorted by expert out in tiles of TILE rows of one expert each; shapes do not depend on the values.
-
-    Returns:
-        The slot of each row (N), and the expert of each tile (N // TILE + count, of which the last may be empty).
-    """
-    sizes = (experts[:, None] == mx.arange(count)).sum(axis=0)  # rows per expert
-    used = (sizes + TILE - 1) // TILE  # tiles per expert
-    ends = mx.cumsum(used)
-    shift = (ends - used) * TILE - (mx.cumsum(sizes) - sizes)  # from a row's place to its slot
-    slots = mx.arange(experts.size) + shift[experts]
-    number = mx.arange(experts.size // TILE + count)
-    return slots, mx.minimum((ends[None] <= number[:, None]).sum(axis=-1), count - 1)
+        return cpu.on_cpu() and isinstance(self.gate_up_proj, SwitchLinear)

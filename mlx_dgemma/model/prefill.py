@@ -6,17 +6,17 @@ tokens, and is long enough that the experts' weights, all of which it reads, are
 
 import mlx.core as mx
 
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 
-CHUNK_CPU, CHUNK_GPU = 512, 2048  # tokens; on Metal, "causal" from 1,024 on is bounded by MLX itself at head_dim 512
+CHUNK = 2048  # tokens, on a GPU; on Metal, "causal" from 1,024 on is bounded by MLX itself at head_dim 512
 
 
 def prefill(model: DiffusionGemma, tokens: mx.array, cache: PrefixCache, chunk: int | None = None) -> None:
     """Encodes ids (B, T) into the prefix and evaluates it; makes room for T and one canvas once, not chunk by chunk."""
     cache.reserve(cache.length + tokens.shape[1] + model.config.canvas_length)
-    chunk = chunk or (CHUNK_CPU if memory.on_cpu() else CHUNK_GPU)
+    chunk = chunk or (cpu.PREFILL_CHUNK if cpu.on_cpu() else CHUNK)
     for start in range(0, tokens.shape[1], chunk):
         model.encode(tokens[:, start : start + chunk], cache)
         memory.finish(cache.arrays())

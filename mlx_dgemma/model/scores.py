@@ -12,11 +12,9 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import cpu
 
-SCORE_BYTES = 16 << 20  # of the scores of the blocks that are alive at a time, on a CPU
-GPU_FACTOR = 8  # a GPU wants larger products
-LANES_FROM = 4 << 20  # bytes of scores, from which a CPU computes them in two blocks at a time
+SCORE_BYTES = 128 << 20  # of the scores of a block, on a GPU
 BAND_ROWS = 256  # rows per block under a sliding window: each reads window + 255 keys
 MLX_BOUNDS_FROM = 1024  # causal half-precision queries at head_dim 512, from which MLX bounds the scores on Metal
 
@@ -54,8 +52,9 @@ def attend_causally(q: mx.array, keys: mx.array, values: mx.array, window: int |
 
 
 def _in_blocks(q: mx.array, rows: int, attend: Callable[[mx.array, int], mx.array]) -> mx.array:
-    """attend(block, start) for blocks of so many rows, joined; as many blocks at a time as there are lanes."""
-    lanes, out = _lanes(), []
+    """attend(block, start) for blocks of so many rows, joined; as many blocks at a time as there are lanes (one)."""
+    lanes = cpu.lanes() if cpu.on_cpu() else (mx.default_stream(mx.default_device()),)
+    out: list[mx.array] = []
     for i, start in enumerate(range(0, q.shape[2], rows)):
         with mx.stream(lanes[i % len(lanes)]):
             block = q[:, :, start : start + rows]
@@ -63,17 +62,6 @@ def _in_blocks(q: mx.array, rows: int, attend: Callable[[mx.array, int], mx.arra
                 block = mx.depends([block], [out[i - len(lanes)]])[0]
             out.append(attend(block, start))
     return out[0] if len(out) == 1 else mx.concatenate(out, axis=2)
-
-
-def _lanes() -> tuple[mx.Stream, ...]:
-    """Streams that blocks take in turn: MLX's CPU computes a softmax on one core, so there are two of them."""
-    default = mx.default_stream(mx.default_device())
-    return (default, _second_lane()) if memory.on_cpu() else (default,)
-
-
-@functools.cache
-def _second_lane() -> mx.Stream:
-    return mx.new_stream(mx.cpu)
 
 
 def plain(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
@@ -120,8 +108,6 @@ def _rows(q: mx.array, visible: int) -> int:
     """Rows of queries (all heads at once) whose scores fit their share of SCORE_BYTES."""
     batch, heads, length, _ = q.shape
     row_bytes = batch * heads * visible * q.dtype.size
-    if not memory.on_cpu():
-        return max(1, min(length, GPU_FACTOR * SCORE_BYTES // row_bytes))
-    if length * row_bytes > LANES_FROM:
-        length = -(-length // len(_lanes()))
-    return max(1, min(length, SCORE_BYTES // len(_lanes()) // row_bytes))
+    if cpu.on_cpu():
+        return cpu.score_rows(length, row_bytes)
+    return max(1, min(length, SCORE_BYTES // row_bytes))

@@ -204,7 +204,7 @@ def test_commands_and_modules_of_the_page_exist():
     commands = set(re.findall(r"python -m ([\w.]+)", PAGE))
     assert commands and all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in commands)
     modules = set(re.findall(r"\((?:[^()|]*; )?`(\w+)`\) \|", PAGE))
-    assert {"fused", "vocabulary", "scores", "memory", "moe"} <= modules
+    assert {"fused", "vocabulary", "scores", "cpu"} <= modules
     assert modules <= {path.stem for path in (ROOT / "mlx_dgemma" / "model").glob("*.py")} | {"vocabulary"}
 
 

@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_dgemma.model import moe
-from mlx_dgemma.model.moe import Experts, tiles
+from mlx_dgemma.model import cpu
+from mlx_dgemma.model.cpu import tiles
+from mlx_dgemma.model.moe import Experts
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 9))
 @settings(max_examples=80, deadline=None)
 def test_every_row_gets_a_slot_of_its_own_in_a_tile_of_its_expert(chosen, tile):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moe, "TILE", tile)
+        patch.setattr(cpu, "TILE", tile)
         experts = sorted(chosen)
         slots, of_tile = (a.tolist() for a in tiles(mx.array(experts), 7))
     assert len(set(slots)) == len(slots) and max(slots) < tile * len(of_tile)
@@ -35,7 +36,7 @@ def test_experts_by_the_book(monkeypatch, length, is_tiled):
     chosen = mx.argsort(mx.random.normal((2, length, Sizes.num_experts), key=mx.random.key(3)))[..., :k]
     multiplied = []
     monkeypatch.setattr(Experts, "_wants_tiles", lambda self: is_tiled)
-    monkeypatch.setattr(moe, "tiles", lambda *a: multiplied.append(a) or tiles(*a))
+    monkeypatch.setattr(cpu, "tiles", lambda *a: multiplied.append(a) or tiles(*a))
     out = np.array(experts(x, weights, chosen))
     assert bool(multiplied) == (is_tiled and length == 70)
     up, down = np.array(experts.gate_up_proj.weight), np.array(experts.down_proj.weight)
@@ -51,7 +52,7 @@ def test_experts_by_the_book(monkeypatch, length, is_tiled):
 def test_tiles_are_for_plain_weights_on_a_cpu(monkeypatch):
     experts = Experts(Sizes)
     assert experts._wants_tiles()
-    monkeypatch.setattr(moe.memory, "on_cpu", lambda: False)
+    monkeypatch.setattr(cpu, "on_cpu", lambda: False)
     assert not experts._wants_tiles()
     monkeypatch.undo()
     experts.gate_up_proj = experts.gate_up_proj.to_quantized(group_size=32, bits=4)

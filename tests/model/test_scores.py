@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlx_dgemma import GenerationConfig
 from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
 from mlx_dgemma.diffusion.noise import SeededNoise
-from mlx_dgemma.model import scores
+from mlx_dgemma.model import cpu, scores
 from mlx_dgemma.model.prefill import prefill
 
 
@@ -35,7 +35,7 @@ def whole(q, keys, values, allowed):
 @settings(max_examples=80, deadline=None)
 def test_any_number_of_rows_gives_the_same(heads, length, before, budget, window, band, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "SCORE_BYTES", budget)
+        patch.setattr(cpu, "SCORE_BYTES", budget)
         patch.setattr(scores, "BAND_ROWS", band)
         q, keys, values = qkv(*heads, length, before + length, seed)
         everything = np.ones((length, before + length), bool)
@@ -60,7 +60,7 @@ def test_a_fused_kernel_is_used_where_there_is_one_and_the_scores_would_not_fit(
     try:
         plenty = scores.attend_all(q, keys, values), scores.attend_causally(q, keys, values, None)
         assert not any(forced)  # the scores fit: MLX's own choice, or the plain way
-        monkeypatch.setattr(scores, "SCORE_BYTES", 1000)
+        monkeypatch.setattr(cpu, "SCORE_BYTES", 1000)
         scarce = scores.attend_all(q, keys, values), scores.attend_causally(q, keys, values, None)
         assert any(forced)
     finally:
@@ -88,7 +88,7 @@ def test_a_kernel_that_is_wrong_or_absent_is_not_used(monkeypatch, broken):
 
 def test_memory_beyond_weights_and_cache_does_not_grow_with_the_square_of_the_prompt(model, monkeypatch):
     """Sixteen times the prompt: prefill and a canvas may need a little more, not 256 times."""
-    monkeypatch.setattr(scores, "SCORE_BYTES", 1 << 16)
+    monkeypatch.setattr(cpu, "SCORE_BYTES", 1 << 16)
 
     def transient(length: int) -> int:
         cache = model.make_cache()
@@ -110,7 +110,7 @@ def test_a_cpu_takes_blocks_of_large_scores_on_two_streams(monkeypatch):
     monkeypatch.setattr(mx, "stream", lambda s: streams.append(s) or stream(s))
     small = scores.attend_all(q, keys, values)
     assert len(set(map(str, streams))) == 1
-    monkeypatch.setattr(scores, "LANES_FROM", 0)
+    monkeypatch.setattr(cpu, "LANES_FROM", 0)
     large = scores.attend_all(q, keys, values)
     assert len(set(map(str, streams))) == 2
     assert mx.allclose(small, large, atol=1e-6)
