@@ -10,7 +10,7 @@ import argparse
 import random
 import time
 
-from mlx_dgemma import choose, generate_text, load
+from mlx_dgemma import Engine, Request
 from mlx_dgemma.tasks import draw_examples
 
 TASKS = ("upper", "reverse", "sort", "spell", "roman")
@@ -30,21 +30,22 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="questions per task (default: 100)")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4], help="of the noise (default: 1 4)")
     args = parser.parse_args()
-    model, tokenizer = load()
+    engine = Engine.load()
     heads = [f"{draws} draw{'s' * (draws > 1)}" for draws in args.draws]
     print(f"| task | questions | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|", sep="\n")
     seconds = [0.0] * len(heads)
     for task in TASKS:
         choice, asked, right = random.Random(0), 0, [0] * len(heads)
         for example in draw_examples(task, 1000, args.n):
-            answer = generate_text(model, tokenizer, example.prompt).text
+            request = Request(example.prompt)
+            answer = engine.generate(request).text
             if not example.task.check(example.prompt, answer):
                 continue
             labels, asked = [answer, *distractors(answer, choice)], asked + 1
             choice.shuffle(labels)
             for i, draws in enumerate(args.draws):
                 began = time.perf_counter()
-                p = choose(model, tokenizer, example.prompt, "{?}", labels, draws=draws)
+                p = engine.choose(request, "{?}", labels, draws=draws)
                 seconds[i] += time.perf_counter() - began
                 right[i] += max(p, key=p.get) == answer
         print(f"| {task} | {asked} | {' | '.join(f'{r / asked:.1%}' for r in right)} |", flush=True)

@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 
 from benchmarks.graph import count
-from mlx_dgemma import GenerationConfig, load
+from mlx_dgemma import Engine, GenerationConfig
 from mlx_dgemma.diffusion import canvas as loop
 from mlx_dgemma.diffusion.vocabulary import GROUP, KEPT, EmbeddingTable, Prediction, Query, SoftRows, predict
 from mlx_dgemma.model import fused
@@ -51,10 +51,10 @@ class Comparison:
 
 
 def accuracy(cutoffs: list[float], n: int) -> None:
-    model, tokenizer = load()
+    engine = Engine.load()
     questions = [question for row in ROWS for question in draw_questions(row, 1000, n)]
     config = GenerationConfig(max_new_tokens=128)
-    exact = [ask(model, tokenizer, question, config, 1000) for question in questions]
+    exact = [ask(engine, question, config, 1000) for question in questions]
     print("| cutoff, nats | positions concerned | error, mean | error, largest | exact match | steps | same text |")
     print("|---|---|---|---|---|---|---|")
     print(f"| none | 0 % | 0 | 0 | {share(o.correct for o in exact)} | {sum(o.steps for o in exact)} | |", flush=True)
@@ -62,8 +62,8 @@ def accuracy(cutoffs: list[float], n: int) -> None:
         comparison = Comparison(cutoff)
         with mock.patch.object(loop, "predict", comparison):
             for question in questions[:: max(1, len(questions) // 40)]:
-                ask(model, tokenizer, question, config, 1000)
-        cut = [ask(model, tokenizer, q, replace_given(config, cutoff), 1000) for q in questions]
+                ask(engine, question, config, 1000)
+        cut = [ask(engine, q, replace_given(config, cutoff), 1000) for q in questions]
         errors, concerned = comparison.errors, len(comparison.errors) / comparison.positions
         print(
             f"| {cutoff:g} | {concerned:.0%} | {statistics.mean(errors):.1e} | {max(errors):.1e} "

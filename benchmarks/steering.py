@@ -8,9 +8,8 @@ Held-out puzzles with four given cells; each puzzle has the same noise both time
 import argparse
 from itertools import groupby
 
-from mlx_dgemma import generate_samples, generate_text, load
+from mlx_dgemma import Engine, Request
 from mlx_dgemma.tasks import HARD, draw_examples
-from mlx_dgemma.text.template import parse_template
 
 SAMPLES, SEED = 4, 1000
 
@@ -25,20 +24,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=100, help="puzzles (default: 100)")
     n = parser.parse_args().n
-    model, tokenizer = load()
-    stops, size = model.generation_config.eos_token_id, model.config.canvas_length
+    engine = Engine.load()
     puzzles = draw_examples(HARD, SEED, n)
     for name, is_clamped in (("free", False), ("given cells clamped", True)):
         right = steps = 0
         for seed, example in enumerate(puzzles):
-            template = skeleton(example.prompt.split()[1])
-            canvas = parse_template(tokenizer, template, stops, size) if is_clamped else ()
-            result = generate_text(model, tokenizer, example.prompt, seed=seed, canvas=canvas)
+            canvas = skeleton(example.prompt.split()[1]) if is_clamped else ()
+            result = engine.generate(Request(example.prompt, seed=seed, canvas=canvas))
             right, steps = right + example.task.check(example.prompt, result.text), steps + result.stats.steps
         print(f"{HARD}, {name}: {right} of {n} solved, {steps / n:.1f} steps", flush=True)
     first = best = 0
     for i, example in enumerate(puzzles):
-        samples = generate_samples(model, tokenizer, example.prompt, n=SAMPLES, seed=SAMPLES * i)
+        samples = engine.samples(Request(example.prompt, samples=SAMPLES, seed=SAMPLES * i))
         solved = {sample.seed: example.task.check(example.prompt, sample.result.text) for sample in samples}
         first, best = first + solved[SAMPLES * i], best + solved[samples[0].seed]
     print(f"{HARD}: {first} of {n} solved by the first seed, {best} by the best of {SAMPLES}")

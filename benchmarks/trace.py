@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma import GenerationConfig, load, stream_generate
+from mlx_dgemma import Engine, GenerationConfig, Request
 from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.trace.recorder import Recorder
 
@@ -28,12 +28,13 @@ def seconds(work) -> float:
     return time.perf_counter() - began
 
 
-def recording(model, tokenizer) -> tuple[float, float]:
+def recording(engine: Engine) -> tuple[float, float]:
     """Seconds of the recorder and of the step that it recorded, medians."""
-    config, costs, steps = GenerationConfig(confidence_threshold=1e-9), [], []
+    settings, costs, steps = GenerationConfig(confidence_threshold=1e-9), [], []
     for seed in range(RUNS):
-        recorder = Recorder(model, tokenizer, PROMPT, config, seed=seed, model_id="embedded")
-        for event in stream_generate(model, tokenizer, PROMPT, config, seed=seed):
+        request = Request(PROMPT, settings=settings, seed=seed)
+        recorder = Recorder(engine, request)
+        for event in engine.stream(request):
             costs.append(seconds(lambda event=event, recorder=recorder: recorder.add(event)))
         steps += recorder.trace().seconds.tolist()
     return statistics.median(costs), statistics.median(steps)
@@ -49,10 +50,10 @@ class Names:
         return [f"▁t{token}" for token in ids]
 
 
-def long_run(model) -> tuple[float, float, float]:
+def long_run(engine: Engine) -> tuple[float, float, float]:
     """A made-up run of random tokens: seconds per recorded step, seconds to save, bytes of the file."""
-    recorder, random = Recorder(model, None, [1], model_id="none"), np.random.default_rng(0)
-    recorder._tokenizer = Names()
+    recorder = Recorder(Engine(engine.model, Names()), Request([1]))
+    random = np.random.default_rng(0)
     costs, shape = [], (1, POSITIONS)
     for index in range(CANVASES * STEPS):
         ids = mx.array(random.integers(0, VOCABULARY, shape, np.int32))
@@ -68,10 +69,10 @@ def long_run(model) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    model, tokenizer = load()
-    cost, step = recording(model, tokenizer)
+    engine = Engine.load()
+    cost, step = recording(engine)
     print(f"embedded: {1e6 * cost:.0f} µs of a step's {1e3 * step:.1f} ms: {cost / step:.2%}")
-    cost, save, size = long_run(model)
+    cost, save, size = long_run(engine)
     print(f"{CANVASES} canvases × {STEPS} steps × {POSITIONS} positions: {1e6 * cost:.0f} µs a step; ", end="")
     print(f"saved in {save:.2f} s ({1e3 * save / CANVASES / STEPS:.1f} ms a step), {size / 1e6:.1f} MB")
 

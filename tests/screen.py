@@ -21,15 +21,15 @@ ROOT = Path(__file__).parent.parent
 STEPPED = """
 import os, sys
 from mlx_dgemma import generate
-from mlx_dgemma.text import generation
-stream = generation.stream_generate
-def stepped(*arguments, **options):
-    for event in stream(*arguments, **options):
+from mlx_dgemma.text.engine import Engine
+stream = Engine.stream
+def stepped(engine, request):
+    for event in stream(engine, request):
         yield event
         os.write(0, b".")
         if not os.read(0, 1):
             raise SystemExit("the test has gone")
-generation.stream_generate = stepped
+Engine.stream = stepped
 sys.exit(generate.main(sys.argv[1:]))
 """
 

@@ -122,8 +122,8 @@ def test_text_for_a_checkpoint_without_tokenizer(capsys, folder):
 
 
 def test_ctrl_c_ends_cleanly_with_what_was_committed():
-    code = "import sys; from mlx_dgemma import generate\nfrom mlx_dgemma.text import generation\n"
-    code += "generation.cut = lambda canvas, *rest: (canvas, False)\n"  # never stops on its own
+    code = "import sys; from mlx_dgemma import generate\nfrom mlx_dgemma.text import transcript\n"
+    code += "transcript.cut = lambda canvas, *rest: (canvas, False)\n"  # never stops on its own
     code += "sys.exit(generate.main(['--prompt', 'count 10 to 50', '--max-tokens', '3900']))"
     # a runner in the background may have SIGINT ignored, which children inherit
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_dgemma import GenerationConfig, load
+from mlx_dgemma import Engine, GenerationConfig
 from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.sweep.questions import Question, draw_questions
 from mlx_dgemma.sweep.runner import ask
@@ -51,14 +51,14 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=ROWS, default=ROWS, metavar="TASK")
     parser.add_argument("--reference", action="store_true", help="compare with transformers")
     args = parser.parse_args()
-    model, tokenizer = load(args.model)
-    config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
+    engine = Engine.load(args.model)
+    settings = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
     reference = reference_scorer(args.model, args.seed) if args.reference else None
     print("| task | exact match | steps per canvas | tokens per forward | transformers | difference |")
     print("|---|---|---|---|---|---|")
     for name in args.tasks:
         chosen = draw_questions(name, args.seed, args.n)
-        ours = score(ask(model, tokenizer, question, config, args.seed) for question in chosen)
+        ours = score(ask(engine, question, settings, args.seed) for question in chosen)
         theirs, difference = "", ""
         if reference is not None:
             exact = reference(chosen)

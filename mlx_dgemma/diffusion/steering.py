@@ -4,11 +4,14 @@ Given tokens are clamped at every step and the rest is denoised around them, as 
 accepted and certain (entropy 0) and take no part in the stopping rule.
 """
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlx_dgemma.diffusion.noise import Rows
+from mlx_dgemma.errors import DGemmaError
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,44 @@ class Steering:
             return values.mean(axis=-1)
         free = (~self.clamped).astype(mx.float32)
         return (values * free).sum(axis=-1) / free.sum(axis=-1)
+
+
+def steerings(
+    given: Sequence[int | None], draft: Sequence[int], noise: float, seed: int, canvas: int, vocab_size: int
+) -> list[Steering]:
+    """One Steering for each of the first canvases.
+
+    Args:
+        given: token ids by position, None where the model fills in; over as many canvases as it takes.
+        draft: token ids that the first canvas starts from.
+        noise: share of the draft that is replaced by noise, 0 … 1.
+        seed: chooses which.
+        canvas: positions of a canvas.
+        vocab_size: what token ids stay below.
+
+    Raises:
+        DGemmaError: an id outside the vocabulary, a draft longer than a canvas, a share outside 0 … 1.
+    """
+    for token in (*given, *draft):
+        if token is not None and not (type(token) is int and 0 <= token < vocab_size):
+            raise DGemmaError(f"canvas: token id {token!r} is outside the vocabulary (0 … {vocab_size - 1})")
+    if not 0 <= noise <= 1:
+        raise DGemmaError(f"the share of noise is {noise}; give a number from 0 to 1")
+    if len(draft) > canvas:
+        raise DGemmaError(f"the draft has {len(draft)} tokens, one canvas has {canvas}; shorten it")
+    made = [Steering(*_clamps(given[start : start + canvas], canvas)) for start in range(0, len(given), canvas)]
+    if not draft:
+        return made
+    replaced = set(random.Random(seed).sample(range(len(draft)), round(noise * len(draft))))
+    keep = mx.array([[i < len(draft) and i not in replaced for i in range(canvas)]])
+    start = mx.array([[*draft, *[0] * (canvas - len(draft))]])
+    first = made[0] if made else Steering(None, None)
+    return [Steering(first.given, first.clamped, start, keep), *made[1:]]
+
+
+def _clamps(part: Sequence[int | None], canvas: int) -> tuple[mx.array | None, mx.array | None]:
+    """Ids and clamped positions (1, C) of one canvas; None where nothing is given."""
+    if all(token is None for token in part):
+        return None, None
+    tokens = [*part, *[None] * (canvas - len(part))]
+    return mx.array([[token or 0 for token in tokens]]), mx.array([[token is not None for token in tokens]])

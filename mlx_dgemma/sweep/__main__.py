@@ -125,14 +125,14 @@ def carry_out(
 ) -> bool:
     """Appends to `rows`, and to the CSV, what the plan has beyond them; whether it came to the end."""
     # late: MLX is not needed for --help, a mistyped option, or the table of a finished run
-    from mlx_dgemma.checkpoint.loading import load
     from mlx_dgemma.sweep.progress import progress
     from mlx_dgemma.sweep.runner import Runner
+    from mlx_dgemma.text.engine import Engine
 
-    model, tokenizer = load(args.model)
-    if not model.config.denoiser_trained:
+    engine = Engine.load(args.model)
+    if not engine.model.config.denoiser_trained:
         print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
-    runner, left = Runner(model, tokenizer, _base(args), args.seed), plan[len(rows) :]
+    runner, left = Runner(engine, _base(args), args.seed), plan[len(rows) :]
     runner.check(left)
     file = journal.go_on(args.output, nbytes) if nbytes else journal.begin(args.output, grid, description)
     with file, progress(len(plan), len(rows)) as bar:

@@ -1,21 +1,19 @@
 """Asks a model: questions in, outcomes out. The evaluation of the embedded checkpoint asks in the same way."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.sweep.grid import Settings, text_of
 from mlx_dgemma.sweep.questions import Question
 from mlx_dgemma.sweep.trials import Outcome, Row, Trial
-from mlx_dgemma.text.generation import generate_text
-from mlx_dgemma.text.prompts import check_ids, prompt_ids
+from mlx_dgemma.text.engine import Engine
+from mlx_dgemma.text.request import Request
 
 
-def ask(model: DiffusionGemma, tokenizer: Any, question: Question, config: GenerationConfig, seed: int) -> Outcome:
+def ask(engine: Engine, question: Question, settings: GenerationConfig, seed: int) -> Outcome:
     """One generation. Its noise is seeded with seed + index, the same at every point of a grid: points are paired."""
-    result = generate_text(model, tokenizer, question.prompt, config, seed=seed + question.index)
+    result = engine.generate(Request(question.prompt, settings=settings, seed=seed + question.index))
     stats = result.stats
     return Outcome(
         question.task,
@@ -31,28 +29,28 @@ def ask(model: DiffusionGemma, tokenizer: Any, question: Question, config: Gener
 
 
 class Runner:
-    """Carries out trials with one model. Settings that a trial does not give are `base`'s, then the checkpoint's."""
+    """Carries out trials with one engine. Settings that a trial does not give are `base`'s, then the checkpoint's."""
 
-    def __init__(self, model: DiffusionGemma, tokenizer: Any, base: Settings, seed: int):
-        self.model, self.tokenizer, self.base, self.seed = model, tokenizer, base, seed
+    def __init__(self, engine: Engine, base: Settings, seed: int):
+        self.engine, self.base, self.seed = engine, base, seed
 
     def check(self, trials: list[Trial]) -> None:
         """Raises DGemmaError, in the name of the point or the question, if a trial could not be carried out."""
         for settings in {str(trial.settings): trial.settings for trial in trials}.values():
             try:
-                self._config(settings).over(self.model.generation_config)
+                self._config(settings).over(self.engine.model.generation_config)
             except DGemmaError as error:
                 raise DGemmaError(f"with {text_of(settings)}: {error}") from None
         for question in {trial.question.where: trial.question for trial in trials}.values():
             try:
-                check_ids(self.model, prompt_ids(self.tokenizer, question.prompt))
+                self.engine.prepare(Request(question.prompt))
             except DGemmaError as error:
                 raise DGemmaError(f"{question.where}: {error}") from None
 
     def rows(self, trials: list[Trial]) -> Iterator[Row]:
         """One row a trial, as they happen."""
         for trial in trials:
-            outcome = ask(self.model, self.tokenizer, trial.question, self._config(trial.settings), self.seed)
+            outcome = ask(self.engine, trial.question, self._config(trial.settings), self.seed)
             yield Row(trial.settings, outcome)
 
     def _config(self, settings: Settings) -> GenerationConfig:

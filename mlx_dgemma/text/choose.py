@@ -7,20 +7,18 @@ So a slot takes one row, labels of equal length let all slots share it, and all 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion import sampling
-from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import softcap
-from mlx_dgemma.model.prefill import prefill
-from mlx_dgemma.text.prompts import Prompt, check_ids, prompt_ids
+from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.template import Piece, closed, parse_pieces
 
 DRAWS = 1  # of the noise: more were not better (`python -m benchmarks.choose`)
@@ -36,70 +34,25 @@ class _Slot:
     tokens: list[list[int]]
 
 
-def choose(
-    model: DiffusionGemma,
-    tokenizer: Any,
-    prompt: Prompt,
-    template: str,
-    labels: Sequence[str],
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
-    chat_template: bool = True,
-) -> dict[str, float]:
-    """Probabilities of the labels in the one slot `{?}` of a template; they add up to 1. See `choose_each`."""
-    given = {"seed": seed, "draws": draws, "chat_template": chat_template}
-    slots = choose_each(model, tokenizer, prompt, template, [labels], **given)
-    return slots[0]
-
-
-def choose_each(
-    model: DiffusionGemma,
-    tokenizer: Any,
-    prompt: Prompt,
-    template: str,
-    labels: Sequence[Sequence[str]],
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
-    chat_template: bool = True,
-) -> list[dict[str, float]]:
-    """Probabilities of the labels in each slot `{?}` of a template, in one denoiser pass; those of a slot add up to 1.
-
-    A label's score is the sum of its tokens' log-probabilities where the labels' canvases differ (behind labels of
-    different lengths that is also what follows them), at temperature 1 and without self-conditioning. While a slot is
-    read the others hold noise, as long as their longest label; so labels of equal length are read best.
-
-    Args:
-        model, tokenizer, prompt, chat_template: as for `generate_text`.
-        template: the whole answer, with its slots; gaps like `{10}` hold noise.
-        labels: what may stand in each slot, a list of texts a slot.
-        seed: of the noise.
-        draws: over how many draws of the noise, a pass each, probabilities are averaged.
-
-    Raises:
-        DGemmaError: no tokenizer, another number of slots than of lists, fewer than two labels, a label that is empty
-            or given twice, an answer that is open or longer than a canvas, and what `generate_text` refuses.
-    """
-    ids = prompt_ids(tokenizer, prompt, chat_template)
-    check_ids(model, ids)
+def read_choices(run: Run, template: str, labels: Sequence[Sequence[str]], draws: int) -> list[dict[str, float]]:
+    """Probabilities of the labels in each slot of a template; see `Engine.choose_each`."""
     for own in labels:
         _check(own)
     if type(draws) is not int or draws < 1:
         raise DGemmaError(f"draws must be an integer from 1 on, got {draws!r}")
-    pieces, is_open = parse_pieces(tokenizer, template)
+    pieces, is_open = parse_pieces(run.tokenizer, template)
     count = sum(piece.is_slot for piece in pieces)
     if count != len(labels) or not count:
         raise DGemmaError(
             f"template: it has {count} slots {{?}} for {len(labels)} lists of labels; give a slot for each"
         )
-    end = model.generation_config.eos_token_id
+    end = run.settings.eos_token_id
     if is_open or not end:
         raise DGemmaError(
             "template: an answer to read needs an end; leave {} out, and use a checkpoint with a stop token"
         )
-    slots = _slots(tokenizer, pieces, labels, end, model.config.canvas_length)
-    p = _read(model, ids, slots, SeededNoise(seed, model.config.vocab_size), draws)
+    slots = _slots(run.tokenizer, pieces, labels, end, run.model.config.canvas_length)
+    p = _read(run, slots, draws)
     return [_softmax(own, _scores(slot, read)) for own, slot, read in zip(labels, slots, p, strict=True)]
 
 
@@ -114,7 +67,7 @@ def _check(labels: Sequence[str]) -> None:
 
 
 def _slots(
-    tokenizer: Any, pieces: list[Piece], labels: Sequence[Sequence[str]], end: Sequence[int], length: int
+    tokenizer: Tokenizer, pieces: list[Piece], labels: Sequence[Sequence[str]], end: Sequence[int], length: int
 ) -> list[_Slot]:
     """The slots in order, each with its canvas of `length` positions."""
     places = [i for i, piece in enumerate(pieces) if piece.is_slot]
@@ -140,19 +93,16 @@ def _slots(
     return slots
 
 
-def _read(
-    model: DiffusionGemma, ids: list[int], slots: list[_Slot], noise: SeededNoise, draws: int
-) -> list[list[np.ndarray]]:
+def _read(run: Run, slots: list[_Slot], draws: int) -> list[list[np.ndarray]]:
     """Distributions (V,) at the positions of each slot, averaged over the draws."""
     canvases = list(dict.fromkeys(slot.canvas for slot in slots))  # slots may share one
     at = [(canvases.index(slot.canvas), position) for slot in slots for position in slot.positions]
-    cache = model.make_cache()
-    prefill(model, mx.array([ids]), cache)
-    cache = cache.take([0] * len(canvases))
-    p = 0
-    for _ in range(draws):
-        p = p + _distributions(model, cache, _filled(canvases, noise.tokens((1, model.config.canvas_length))), at)
-    p = iter(p / draws)
+    noise, shape = run.noise(), (1, run.model.config.canvas_length)
+    cache = run.prefix()[0].take([0] * len(canvases))
+    drawn = [
+        _distributions(run.model, cache, _filled(canvases, mx.array(noise.tokens(shape))), at) for _ in range(draws)
+    ]
+    p = iter(sum(drawn) / draws)
     return [[next(p) for _ in slot.positions] for slot in slots]
 
 

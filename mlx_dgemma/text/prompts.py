@@ -1,14 +1,12 @@
 """Prompts to token ids: text through the chat template, messages, ids as they are."""
 
-from typing import Any
-
+from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
+from mlx_dgemma.text.request import Message, Prompt
 
-Prompt = str | list[dict[str, str]] | list[int]
 
-
-def prompt_ids(tokenizer: Any, prompt: Prompt, chat_template: bool = True) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, chat_template: bool = True) -> list[int]:
     """Token ids of a prompt in any of its three forms."""
     if not isinstance(prompt, str | list):
         raise DGemmaError(f"prompt is a {type(prompt).__name__}; give a text, a list of messages or of token ids")
@@ -29,7 +27,7 @@ def prompt_ids(tokenizer: Any, prompt: Prompt, chat_template: bool = True) -> li
     return _apply_chat_template(tokenizer, prompt)
 
 
-def _apply_chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+def _apply_chat_template(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:

@@ -4,65 +4,26 @@
 `choose`. Other braces are themselves, so that JSON skeletons can be written as they are: `{"name": "{6}", "age": {2}}`.
 """
 
-import random
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import mlx.core as mx
-
-from mlx_dgemma.diffusion.steering import Steering
+from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.text.request import CanvasPlan
 
 _GAP = re.compile(r"(?<!\\)\{(\d*|\?)\}")
 
 
-@dataclass(frozen=True)
-class CanvasPlan:
-    """What the canvases of a generation start from.
-
-    Attributes:
-        given: token ids by position, None where the model fills in; over as many canvases as it takes.
-        draft: token ids that the first canvas starts from instead of noise.
-        noise: share of the draft that is replaced by noise, 0 … 1.
-        seed: chooses which.
-    """
-
-    given: Sequence[int | None] = ()
-    draft: Sequence[int] = ()
-    noise: float = 0.0
-    seed: int = 0
-
-    def steerings(self, canvas: int, vocab_size: int) -> list[Steering]:
-        """One Steering a canvas of that length.
-
-        Raises:
-            DGemmaError: an id outside the vocabulary, a draft longer than a canvas, a share outside 0 … 1.
-        """
-        for token in (*self.given, *self.draft):
-            if token is not None and not (type(token) is int and 0 <= token < vocab_size):
-                raise DGemmaError(f"canvas: token id {token!r} is outside the vocabulary (0 … {vocab_size - 1})")
-        if not 0 <= self.noise <= 1:
-            raise DGemmaError(f"the share of noise is {self.noise}; give a number from 0 to 1")
-        if len(self.draft) > canvas:
-            raise DGemmaError(f"the draft has {len(self.draft)} tokens, one canvas has {canvas}; shorten it")
-        parts = [self.given[start : start + canvas] for start in range(0, len(self.given), canvas)]
-        if self.draft and not parts:
-            parts = [()]
-        return [self._steering(part, canvas, is_first=i == 0) for i, part in enumerate(parts)]
-
-    def _steering(self, part: Sequence[int | None], canvas: int, *, is_first: bool) -> Steering:
-        tokens = [*part, *[None] * (canvas - len(part))]
-        is_steered = any(token is not None for token in tokens)
-        given = mx.array([[token or 0 for token in tokens]]) if is_steered else None
-        clamped = mx.array([[token is not None for token in tokens]]) if is_steered else None
-        if not (is_first and self.draft):
-            return Steering(given, clamped)
-        replaced = set(random.Random(self.seed).sample(range(len(self.draft)), round(self.noise * len(self.draft))))
-        keep = [i < len(self.draft) and i not in replaced for i in range(canvas)]
-        draft = [*self.draft, *[0] * (canvas - len(self.draft))]
-        return Steering(given, clamped, mx.array([draft]), mx.array([keep]))
+def given_and_draft(
+    tokenizer: Tokenizer | None, plan: CanvasPlan, end: Sequence[int], canvas: int
+) -> tuple[Sequence[int | None], Sequence[int]]:
+    """The token ids of a plan, whose texts become those of `parse_template` and `parse_draft`."""
+    given, draft = plan.given, plan.draft
+    return (
+        parse_template(tokenizer, given, end, canvas) if isinstance(given, str) else given,
+        parse_draft(tokenizer, draft, end, canvas) if isinstance(draft, str) else draft,
+    )
 
 
 def given_end(given: Sequence[int | None], stops: Collection[int]) -> int:
@@ -80,7 +41,7 @@ class Piece:
     spaces: str = ""
 
 
-def parse_template(tokenizer: Any, template: str, end: Sequence[int], canvas: int) -> list[int | None]:
+def parse_template(tokenizer: Tokenizer | None, template: str, end: Sequence[int], canvas: int) -> list[int | None]:
     """Token ids of a template, None in its gaps; after its last token the first `end` id, then padding of the canvas.
 
     Args:
@@ -101,7 +62,7 @@ def parse_template(tokenizer: Any, template: str, end: Sequence[int], canvas: in
     return ids if is_open or not end else closed(tokenizer, ids, end, canvas)
 
 
-def parse_pieces(tokenizer: Any, template: str) -> tuple[list[Piece], bool]:
+def parse_pieces(tokenizer: Tokenizer | None, template: str) -> tuple[list[Piece], bool]:
     """The pieces of a template in order, and whether `{}` leaves open what follows.
 
     Spaces before a slot go with it: in most vocabularies they are part of the token that follows.
@@ -129,7 +90,7 @@ def parse_pieces(tokenizer: Any, template: str) -> tuple[list[Piece], bool]:
     return [*pieces, Piece(tuple(encode(tokenizer, template[position:])))], False
 
 
-def parse_draft(tokenizer: Any, text: str, end: Sequence[int], canvas: int) -> list[int]:
+def parse_draft(tokenizer: Tokenizer | None, text: str, end: Sequence[int], canvas: int) -> list[int]:
     """Token ids of a draft, then the first `end` id and padding, as a whole canvas.
 
     Raises:
@@ -142,14 +103,14 @@ def parse_draft(tokenizer: Any, text: str, end: Sequence[int], canvas: int) -> l
     return closed(tokenizer, ids, end, canvas) if end else ids
 
 
-def closed(tokenizer: Any, ids: list[int | None], end: Sequence[int], canvas: int) -> list[int | None]:
+def closed(tokenizer: Tokenizer | None, ids: list[int | None], end: Sequence[int], canvas: int) -> list[int | None]:
     """The ids, the first `end` id, and padding up to a multiple of `canvas`."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0]
     ids = [*ids, end[0]]
     return ids + [pad] * (-len(ids) % canvas)
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Tokenizer | None, text: str) -> list[int]:
     """Token ids of a piece of text, without special tokens."""
     if tokenizer is None:
         raise DGemmaError("the checkpoint has no tokenizer files; give canvas=[token ids or None]")

@@ -1,7 +1,7 @@
 """Runs that are kept: `recorder` records the events of one, `trace` saves, loads and replays them.
 
-recorder = Recorder(model, tokenizer, prompt, seed=3, model_id="embedded")
-for event in record(stream_generate(model, tokenizer, prompt, seed=3), recorder):
+recorder = Recorder(engine, request)
+for event in record(engine.stream(request), recorder):
     …
 recorder.trace().save("run.npz")
 

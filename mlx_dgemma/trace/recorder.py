@@ -1,7 +1,7 @@
 """Recording a run while it happens: every event is copied to small host arrays, of which a `Trace` is made.
 
-recorder = Recorder(model, tokenizer, prompt, seed=3, model_id="embedded")
-for event in record(stream_generate(model, tokenizer, prompt, seed=3), recorder):
+recorder = Recorder(engine, request)
+for event in record(engine.stream(request), recorder):
     …
 recorder.trace().save("run.npz")
 """
@@ -15,12 +15,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma import __version__
+from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
-from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.text.generation import TextCanvas
-from mlx_dgemma.text.prompts import Prompt, prompt_ids
+from mlx_dgemma.text.engine import Engine
+from mlx_dgemma.text.events import TextCanvas
+from mlx_dgemma.text.request import Request
 from mlx_dgemma.trace.trace import ARRAYS, Committed, Trace
 
 Event = DenoisingStep | TextCanvas | CommittedCanvas
@@ -30,34 +30,22 @@ class Recorder:
     """Collects the events of one run; `trace` gives what was recorded so far, at any time.
 
     Args:
-        model, tokenizer, prompt, config, seed, chat_template: what `stream_generate` was given; seed None stands for a
-            noise source of the caller's.
-        model_id: the checkpoint's folder or hub repository, or "embedded".
+        engine, request: what the run is of; a request with a noise source of its own is recorded without a seed.
 
     Raises:
-        DGemmaError: as `stream_generate`, for a prompt that cannot be used.
+        DGemmaError: as `engine.prepare`, for a request that cannot be carried out.
     """
 
-    def __init__(
-        self,
-        model: DiffusionGemma,
-        tokenizer: Any,
-        prompt: Prompt,
-        config: GenerationConfig | None = None,
-        *,
-        model_id: str,
-        seed: int | None = 0,
-        chat_template: bool = True,
-    ):
-        self._about = {
-            "prompt": prompt,
-            "prompt_ids": np.array(prompt_ids(tokenizer, prompt, chat_template), np.int32),
-            "settings": asdict((config or GenerationConfig()).over(model.generation_config)),
-            "seed": seed,
-            "model_id": model_id,
+    def __init__(self, engine: Engine, request: Request):
+        self._about: dict[str, Any] = {
+            "prompt": request.prompt,
+            "prompt_ids": np.array(engine.prepare(request).ids, np.int32),
+            "settings": asdict(request.settings.over(engine.model.generation_config)),
+            "seed": request.seed if request.noise is None else None,
+            "model_id": engine.checkpoint,
             "versions": {"mlx-dgemma": __version__, "mlx": mx.__version__},
         }
-        self._tokenizer = tokenizer
+        self._tokenizer = engine.tokenizer
         self._steps: list[dict[str, Any]] = []
         self._committed: list[Committed] = []
         self._ended = False
@@ -68,7 +56,7 @@ class Recorder:
         self._resumed = time.perf_counter()
 
     def add(self, event: Event) -> None:
-        """Records an event of `stream_generate` or `generate_canvases`; its arrays are copied."""
+        """Records an event of `Engine.stream` or `generate_canvases`; its arrays are copied."""
         now = time.perf_counter()
         if isinstance(event, DenoisingStep):
             self._steps.append(_host(event, now - self._resumed, now - self._began))
@@ -142,7 +130,7 @@ def record(stream: Iterable[Event], recorder: Recorder) -> Iterator[Event]:
     recorder.end()
 
 
-def pieces(tokenizer: Any, ids: list[int]) -> dict[int, str]:
+def pieces(tokenizer: Tokenizer | None, ids: list[int]) -> dict[int, str]:
     """The text of each token by itself; the token's name where that is no text (half a character, a special token)."""
     if tokenizer is None:
         return {}

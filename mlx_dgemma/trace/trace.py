@@ -1,6 +1,6 @@
 """Traces: every denoising step of a run, recorded, kept in one .npz, loaded as typed arrays and replayed.
 
-A trace holds S steps of B rows (samples; 1 from `stream_generate`) of C positions. Canvases may take different numbers
+A trace holds S steps of B rows (samples; 1 from `Engine.stream`) of C positions. Canvases may take different numbers
 of steps, so steps are stored flat, one after another, and `canvas_index` says which canvas each belongs to.
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import write_whole
-from mlx_dgemma.text.generation import Stats, TextCanvas
-from mlx_dgemma.text.prompts import Prompt
+from mlx_dgemma.text.events import Stats, TextCanvas
+from mlx_dgemma.text.request import Prompt
 
 FORMAT, VERSION = "mlx-dgemma trace", 1
 ARRAYS = {  # what the file holds: the dtype, and the axes: S steps, B rows, C positions, P prompt tokens
@@ -206,7 +206,7 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
 
 
 def replay(trace: Trace, speed: float | None = None) -> Iterator[DenoisingStep | TextCanvas | CommittedCanvas]:
-    """The events of the run, as `stream_generate` yielded them (or `generate_canvases`, if that was recorded).
+    """The events of the run, as `Engine.stream` yielded them (or `generate_canvases`, if that was recorded).
 
     Args:
         trace: from `load_trace`.

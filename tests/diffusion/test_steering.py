@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_dgemma import GenerationConfig, generate_text, load, stream_generate
+from mlx_dgemma import CanvasPlan, Engine, GenerationConfig, Request, generate_text, load, stream_generate
 from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.text.generation import without_thoughts
-from mlx_dgemma.text.template import CanvasPlan, given_end, parse_draft, parse_template
+from mlx_dgemma.text.template import given_end, parse_draft, parse_template
+from mlx_dgemma.text.transcript import without_thoughts
 from mlx_dgemma.trace.recorder import Recorder, record
 from mlx_dgemma.trace.trace import load_trace
 from tests.command import in_process
@@ -182,8 +182,9 @@ def test_mistakes_are_told_in_one_line(capsys, arguments, code, complaint):
 def test_a_trace_knows_what_was_clamped(embedded, tmp_path):
     model, tokenizer = embedded
     canvas = parse_template(tokenizer, "one {}", [1], 64)
-    recorder = Recorder(model, tokenizer, "spell 1842", model_id="embedded")
-    for _ in record(stream_generate(model, tokenizer, "spell 1842", canvas=canvas), recorder):
+    engine, request = Engine(model, tokenizer), Request("spell 1842", canvas=canvas)
+    recorder = Recorder(engine, request)
+    for _ in record(engine.stream(request), recorder):
         pass
     recorder.trace().save(tmp_path / "run.npz")
     trace = load_trace(tmp_path / "run.npz")

@@ -11,8 +11,8 @@ from mlx_dgemma import choose, load
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.text.choose import choose_each
 from mlx_dgemma.text.prompts import prompt_ids
+from mlx_dgemma.text.shortcuts import choose_each
 from tests.command import in_process
 
 

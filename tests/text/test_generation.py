@@ -6,8 +6,9 @@ from tokenizers import Tokenizer, decoders, models
 
 from mlx_dgemma import DGemmaError, GenerationConfig, generate_text, load, stream_generate
 from mlx_dgemma.diffusion.canvas import DenoisingStep
-from mlx_dgemma.text.generation import TextCanvas, TextDecoder, cut, without_thoughts
+from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.prompts import prompt_ids
+from mlx_dgemma.text.transcript import TextDecoder, cut, without_thoughts
 from tests.conftest import CANVAS, ReplayedNoise
 
 

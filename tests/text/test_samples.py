@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from mlx_dgemma import GenerationConfig, generate_text, load, stream_generate
+from mlx_dgemma import CanvasPlan, GenerationConfig, generate_text, load, stream_generate
 from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.text.samples import Sample, generate_samples, stream_samples
-from mlx_dgemma.text.template import CanvasPlan, parse_template
+from mlx_dgemma.text.events import Sample
+from mlx_dgemma.text.shortcuts import generate_samples, stream_samples
+from mlx_dgemma.text.template import parse_template
 from tests.conftest import CANVAS
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dgemma import DGemmaError, GenerationConfig, load, stream_generate
+from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request
 from mlx_dgemma.generate import main
 from mlx_dgemma.trace.recorder import Recorder, record
 from mlx_dgemma.trace.trace import Trace, load_trace
@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    return load()
+def engine():
+    return Engine.load()
 
 
-def test_the_consumers_time_is_not_the_steps(embedded):
-    recorder = Recorder(*embedded, "roman 3", model_id="embedded")
-    done, pause = list(stream_generate(*embedded, "roman 3")), 0.4
+def test_the_consumers_time_is_not_the_steps(engine):
+    recorder = Recorder(engine, Request("roman 3"))
+    done, pause = list(engine.stream(Request("roman 3"))), 0.4
     for _ in record(done, recorder):  # nothing is computed any more: all the time is the consumer's
         time.sleep(pause)
     trace = recorder.trace()
@@ -34,10 +34,11 @@ def test_the_consumers_time_is_not_the_steps(embedded):
     assert trace.elapsed[-1] >= pause * (len(trace.step) - 1)
 
 
-def test_recording_costs_less_than_5_percent_of_a_step(embedded):
+def test_recording_costs_less_than_5_percent_of_a_step(engine):
     """Medians of what alternates: the recorder's own time for each event against the time of that step."""
-    recorder, costs = Recorder(*embedded, "sort dcba", model_id="embedded"), []
-    for event in stream_generate(*embedded, "sort dcba", GenerationConfig(confidence_threshold=1e-9)):
+    request, costs = Request("sort dcba", settings=GenerationConfig(confidence_threshold=1e-9)), []
+    recorder = Recorder(engine, request)
+    for event in engine.stream(request):
         began = time.perf_counter()
         recorder.add(event)
         costs.append(time.perf_counter() - began)
@@ -46,9 +47,9 @@ def test_recording_costs_less_than_5_percent_of_a_step(embedded):
     assert statistics.median(costs) < 0.05 * statistics.median(steps)
 
 
-def test_no_step_no_trace(embedded):
+def test_no_step_no_trace(engine):
     with pytest.raises(DGemmaError, match="before its first denoising step"):
-        Recorder(*embedded, "roman 3", model_id="embedded").trace()
+        Recorder(engine, Request("roman 3")).trace()
 
 
 # ---- command line
@@ -88,8 +89,8 @@ def test_a_trace_that_cannot_be_saved_costs_the_trace_not_the_text(tmp_path, cap
 
 def test_ctrl_c_keeps_what_was_recorded(tmp_path):
     path = tmp_path / "run.npz"
-    code = "import sys; from mlx_dgemma import generate\nfrom mlx_dgemma.text import generation\n"
-    code += "generation.cut = lambda canvas, *rest: (canvas, False)\n"  # never stops on its own
+    code = "import sys; from mlx_dgemma import generate\nfrom mlx_dgemma.text import transcript\n"
+    code += "transcript.cut = lambda canvas, *rest: (canvas, False)\n"  # never stops on its own
     code += f"sys.exit(generate.main(['--prompt', 'count 10 to 50', '--max-tokens', '3900', '--trace', {str(path)!r}]))"
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, cwd=ROOT, preexec_fn=heed)

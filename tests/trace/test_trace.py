@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_dgemma import DGemmaError, GenerationConfig, load, stream_generate
+from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases, prefill
 from mlx_dgemma.files import write_whole
-from mlx_dgemma.text.generation import TextCanvas
+from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.trace.recorder import Recorder, record
 from mlx_dgemma.trace.trace import ARRAYS, Trace, load_trace, replay
 from tests.conftest import CANVAS, ReplayedNoise
@@ -33,8 +33,9 @@ def embedded():
 def run(embedded):
     """A run of the embedded checkpoint: its events, as they came, and its recorder."""
     config = GenerationConfig(entropy_bound=0.2)
-    recorder = Recorder(*embedded, PROMPT, config, seed=3, model_id="embedded")
-    return list(record(stream_generate(*embedded, PROMPT, config, seed=3), recorder)), recorder
+    engine, request = Engine(*embedded, "embedded"), Request(PROMPT, settings=config, seed=3)
+    recorder = Recorder(engine, request)
+    return list(record(engine.stream(request), recorder)), recorder
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,9 @@ def test_rows_and_token_ids_without_text(model, tmp_path):
     config = GenerationConfig(max_denoising_steps=3).over(model.generation_config)
     cache = model.make_cache()
     prefill(model, mx.array([[1, 2], [1, 2]]), cache)
-    recorder = Recorder(model, None, [1, 2], config, seed=None, model_id="random")
-    events = list(record(generate_canvases(model, cache, config, ReplayedNoise(0), 2, batch=2), recorder))
+    request = Request([1, 2], settings=config, noise=ReplayedNoise(0))
+    recorder = Recorder(Engine(model, None), request)
+    events = list(record(generate_canvases(model, cache, config, request.noise, 2, batch=2), recorder))
     recorder.trace().save(tmp_path / "t.npz")
     trace = load_trace(tmp_path / "t.npz")
     assert trace.canvas.shape == (6, 2, CANVAS) and trace.canvas_index.tolist() == [0, 0, 0, 1, 1, 1]
@@ -111,7 +113,7 @@ def test_rows_and_token_ids_without_text(model, tmp_path):
 
 def test_clamped_positions_are_kept(embedded, run):
     clamped = mx.arange(64)[None] < 5
-    recorder = Recorder(*embedded, PROMPT, model_id="embedded")
+    recorder = Recorder(Engine(*embedded), Request(PROMPT))
     first, second = [e for e in run[0] if isinstance(e, DenoisingStep)][:2]
     recorder.add(dataclasses.replace(first, clamped=clamped))
     recorder.add(second)

@@ -1,0 +1,38 @@
+"""A finished generation, as a command line tells it: a summary in words, or JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlx_dgemma.text.events import GenerationResult
+
+
+def as_json(result: GenerationResult) -> dict[str, object]:
+    """What a result holds, as JSON types."""
+    stats = result.stats
+    return {
+        "text": result.text,
+        "tokens": result.tokens,
+        "finish_reason": result.finish_reason,
+        "steps_per_canvas": result.steps_per_canvas,
+        "stats": {
+            **asdict(stats),
+            "prompt_tokens_per_second": stats.prompt_tokens_per_second,
+            "tokens_per_second": stats.tokens_per_second,
+            "tokens_per_forward": stats.tokens_per_forward,
+        },
+    }
+
+
+def summary(result: GenerationResult) -> str:
+    """Four lines: prompt, text, steps, memory."""
+    stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
+    return "\n".join((
+        f"prompt:  {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s",
+        f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)}, "
+        f"{stats.tokens_per_second:.1f} tokens/s ({result.finish_reason})",
+        f"steps:   {steps}, {stats.tokens_per_forward:.1f} tokens per forward",
+        f"memory:  {stats.peak_memory / 1e9:.3f} GB at most",
+    ))  # fmt: skip

@@ -1,0 +1,120 @@
+"""The engine: a model, its tokenizer and the checkpoint's name, and what can be asked of them.
+
+engine = Engine.load("folder-or-hub-repo")
+print(engine.generate(Request("Why is the sky blue?", seed=7)).text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_dgemma.checkpoint.loading import load
+from mlx_dgemma.checkpoint.tokenizer import Tokenizer
+from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
+from mlx_dgemma.text import choose as choice
+from mlx_dgemma.text.events import GenerationResult, Sample, TextCanvas, collect
+from mlx_dgemma.text.generation import stream_text
+from mlx_dgemma.text.request import Request
+from mlx_dgemma.text.run import Run, prepare
+from mlx_dgemma.text.samples import stream_batch
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """What answers requests.
+
+    Attributes:
+        model: as `load` gives it.
+        tokenizer: None for a checkpoint without tokenizer files: token ids in, token ids out.
+        checkpoint: the folder or hub repository, or "embedded".
+    """
+
+    model: DiffusionGemma
+    tokenizer: Tokenizer | None
+    checkpoint: str = "unnamed"
+
+    @classmethod
+    def load(
+        cls,
+        path_or_repo: str | Path | None = None,
+        *,
+        dtype: mx.Dtype | None = None,
+        revision: str | None = None,
+        verify: bool = False,
+    ) -> Engine:
+        """An engine for a checkpoint; see `checkpoint.loading.load`."""
+        model, tokenizer = load(path_or_repo, dtype=dtype, revision=revision, verify=verify)
+        return cls(model, tokenizer, "embedded" if path_or_repo is None else str(path_or_repo))
+
+    def prepare(self, request: Request) -> Run:
+        """Checks a request, without doing any of it.
+
+        Raises:
+            DGemmaError: what this checkpoint cannot do with it.
+        """
+        return prepare(self.model, self.tokenizer, request)
+
+    def stream(self, request: Request) -> Iterator[DenoisingStep | TextCanvas]:
+        """Writes one text: an event per denoising step and per committed canvas, as they happen.
+
+        Raises:
+            DGemmaError: as `prepare`, at once and not at the first event; several samples.
+        """
+        if request.samples != 1:
+            raise DGemmaError(f"one text was asked for and {request.samples} samples; use samples or stream_samples")
+        return stream_text(self.prepare(request))
+
+    def generate(self, request: Request) -> GenerationResult:
+        """Like `stream`, all at once."""
+        return collect(event for event in self.stream(request) if isinstance(event, TextCanvas))
+
+    def stream_samples(self, request: Request) -> Iterator[DenoisingStep | Sample]:
+        """The denoising steps of all samples as they happen, then the samples, best first.
+
+        Sample i has the noise of seed + i and is what `generate` gives with that seed.
+
+        Raises:
+            DGemmaError: as `prepare`; a noise source, which samples cannot share.
+        """
+        if request.noise is not None:
+            raise DGemmaError("each sample draws from a seed of its own; leave noise out of the request")
+        return stream_batch(self.prepare(request))
+
+    def samples(self, request: Request) -> list[Sample]:
+        """The texts of `request.samples` runs at once, the likeliest (`mean_log_p`) first."""
+        return [event for event in self.stream_samples(request) if isinstance(event, Sample)]
+
+    def choose(
+        self, request: Request, template: str, labels: Sequence[str], *, draws: int = choice.DRAWS
+    ) -> dict[str, float]:
+        """Probabilities of the labels in the one slot `{?}` of a template; they add up to 1. See `choose_each`."""
+        return self.choose_each(request, template, [labels], draws=draws)[0]
+
+    def choose_each(
+        self, request: Request, template: str, labels: Sequence[Sequence[str]], *, draws: int = choice.DRAWS
+    ) -> list[dict[str, float]]:
+        """Probabilities of the labels in each slot `{?}` of a template, in one denoiser pass; a slot's add up to 1.
+
+        A label's score is the sum of its tokens' log-probabilities where the labels' canvases differ (behind labels of
+        different lengths that is also what follows them), at temperature 1 and without self-conditioning. While a slot
+        is read the others hold noise, as long as their longest label; so labels of equal length are read best.
+
+        Args:
+            request: the prompt and the seed; what its canvas would start from says `template`.
+            template: the whole answer, with its slots; gaps like `{10}` hold noise.
+            labels: what may stand in each slot, a list of texts a slot.
+            draws: over how many draws of the noise, a pass each, probabilities are averaged.
+
+        Raises:
+            DGemmaError: no tokenizer, another number of slots than of lists, fewer than two labels, a label that is
+                empty or given twice, an answer that is open or longer than a canvas, and what `prepare` refuses.
+        """
+        if request.samples != 1 or request.canvas != ():
+            raise DGemmaError("a choice writes nothing; leave canvas and samples out of the request")
+        return choice.read_choices(self.prepare(request), template, labels, draws)

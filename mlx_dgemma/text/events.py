@@ -1,0 +1,96 @@
+"""What comes out of a run: committed canvases as text while it goes on, a result when it is over."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts, seconds and bytes of a generation so far. `tokens` are those of the text, stop token excluded."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    tokens: int
+    canvases: int
+    steps: int
+    seconds: float
+    peak_memory: int
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Text tokens per denoising step."""
+        return self.tokens / self.steps if self.steps else 0.0
+
+
+@dataclass(frozen=True)
+class TextCanvas:
+    """A committed canvas as text.
+
+    Attributes:
+        canvas_index: which canvas, from 0.
+        canvas: all its token ids.
+        tokens: those that belong to the text: up to the stop token and `max_new_tokens`.
+        text: what this canvas adds to the text.
+        steps: denoising steps it took.
+        finish_reason: None while more is to come, else "stop" or "length".
+        stats: of the whole generation so far.
+    """
+
+    canvas_index: int
+    canvas: list[int]
+    tokens: list[int]
+    text: str
+    steps: int
+    finish_reason: str | None
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished generation; `text` is empty without a tokenizer."""
+
+    text: str
+    tokens: list[int]
+    canvases: list[list[int]]
+    steps_per_canvas: list[int]
+    finish_reason: str
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One of several texts for a prompt.
+
+    Attributes:
+        result: what a single run with this seed gives; its statistics are those of the whole batch so far.
+        seed: of its noise.
+        mean_log_p: nats per token, the log-probability of the text's tokens and the stop token, each under the tempered
+            distribution of the step that settled its canvas. Given tokens do not count; 0 if all were given.
+    """
+
+    result: GenerationResult
+    seed: int
+    mean_log_p: float
+
+
+def collect(canvases: Iterable[TextCanvas], finish_reason: str | None = None) -> GenerationResult:
+    """The result of a stream of canvases; `finish_reason` serves if the stream was cut off."""
+    done = list(canvases)
+    return GenerationResult(
+        text="".join(c.text for c in done),
+        tokens=[token for c in done for token in c.tokens],
+        canvases=[c.canvas for c in done],
+        steps_per_canvas=[c.steps for c in done],
+        finish_reason=(done[-1].finish_reason if done else None) or finish_reason or "length",
+        stats=done[-1].stats if done else Stats(0, 0.0, 0, 0, 0, 0.0, mx.get_peak_memory()),
+    )

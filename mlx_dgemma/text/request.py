@@ -1,0 +1,76 @@
+"""What is asked of an engine: one frozen request, whoever asks. Pure data, which a command line can make at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING
+
+from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.errors import DGemmaError
+
+if TYPE_CHECKING:
+    from mlx_dgemma.diffusion.noise import Noise
+
+Message = dict[str, str]
+Prompt = str | list[Message] | list[int]
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class CanvasPlan:
+    """What the canvases of a generation start from.
+
+    Attributes:
+        given: token ids by position, None where the model fills in, over as many canvases as it takes; or a text with
+            gaps (see `text.template`), which ends where it ends.
+        draft: token ids, or a text, that the first canvas starts from instead of noise.
+        noise: share of the draft that is replaced by noise, 0 … 1.
+        seed: chooses which.
+    """
+
+    given: str | Sequence[int | None] = ()
+    draft: str | Sequence[int] = ()
+    noise: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to write, or to read: what the prompt is, how to denoise, and what the canvases start from.
+
+    Attributes:
+        prompt: text, chat messages ({"role": …, "content": …}), or token ids, which are used as they are.
+        settings: those not given are the checkpoint's.
+        seed: of the built-in noise, 0 … 2^63 − 1; ignored if `noise` is given.
+        noise: a source of randomness (see `diffusion.noise.Noise`).
+        canvas: what is given in the text, as in `CanvasPlan.given`, or a whole plan. Given tokens stay as they are, and
+            generation goes on at least to the last of them.
+        samples: how many texts, for `Engine.samples`; sample i has the noise of seed + i.
+        chat_template: whether a text prompt becomes a user turn of the checkpoint's chat template.
+
+    Raises:
+        DGemmaError: settings, a seed or a number of samples that are none.
+    """
+
+    prompt: Prompt
+    _: KW_ONLY
+    settings: GenerationConfig = field(default_factory=GenerationConfig)
+    seed: int = 0
+    noise: Noise | None = None
+    canvas: str | Sequence[int | None] | CanvasPlan = ()
+    samples: int = 1
+    chat_template: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.settings, GenerationConfig):
+            raise DGemmaError(f"settings are a {type(self.settings).__name__}; give a GenerationConfig")
+        if type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED:
+            raise DGemmaError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}")
+        if type(self.samples) is not int or self.samples < 1:
+            raise DGemmaError(f"the number of samples must be an integer from 1 on, got {self.samples!r}")
+
+    @property
+    def plan(self) -> CanvasPlan:
+        """What the canvases start from."""
+        return self.canvas if isinstance(self.canvas, CanvasPlan) else CanvasPlan(given=self.canvas)

@@ -1,0 +1,77 @@
+"""A request checked against a model: everything that can be refused is refused here, before any work."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from mlx_dgemma.checkpoint.tokenizer import Tokenizer
+from mlx_dgemma.diffusion.noise import Noise, SeededNoise
+from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.steering import Steering, steerings
+from mlx_dgemma.model.cache import PrefixCache
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
+from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.text.prompts import check_ids, prompt_ids
+from mlx_dgemma.text.request import Request
+from mlx_dgemma.text.template import given_and_draft
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run needs.
+
+    Attributes:
+        model, tokenizer, request: what it was made from.
+        ids: the prompt's token ids.
+        settings: complete, each the request's or else the checkpoint's.
+        given: token ids by position of the text, None where the model fills in.
+        steerings: of the first canvases, one each.
+    """
+
+    model: DiffusionGemma
+    tokenizer: Tokenizer | None
+    request: Request
+    ids: list[int]
+    settings: GenerationConfig
+    given: Sequence[int | None]
+    steerings: list[Steering]
+
+    @property
+    def max_canvases(self) -> int:
+        return math.ceil(self.settings.max_new_tokens / self.model.config.canvas_length)
+
+    def noise(self) -> Noise:
+        """The request's own source, or a new one from its seed."""
+        return self.request.noise or SeededNoise(self.request.seed, self.model.config.vocab_size)
+
+    def prefix(self) -> tuple[PrefixCache, float]:
+        """The prompt, encoded, and the seconds that took."""
+        began = time.perf_counter()
+        cache = self.model.make_cache()
+        prefill(self.model, mx.array([self.ids]), cache)
+        return cache, time.perf_counter() - began
+
+    def is_last(self, canvas_index: int, cache: PrefixCache) -> bool:
+        """Whether no canvas can follow this one, which is being denoised over that prefix."""
+        has_room = cache.length + 2 * self.model.config.canvas_length <= self.model.config.max_position_embeddings
+        return canvas_index + 1 == self.max_canvases or not has_room
+
+
+def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request) -> Run:
+    """Checks a request and turns it into what a run needs.
+
+    Raises:
+        DGemmaError: an empty or too long prompt, a token id outside the vocabulary, text without a tokenizer, a
+            template or draft that cannot be used.
+    """
+    settings = request.settings.over(model.generation_config)
+    ids = prompt_ids(tokenizer, request.prompt, request.chat_template)
+    check_ids(model, ids)
+    size, plan = model.config.canvas_length, request.plan
+    given, draft = given_and_draft(tokenizer, plan, settings.eos_token_id, size)
+    steered = steerings(given, draft, plan.noise, plan.seed, size, model.config.vocab_size)
+    settings = replace(settings, max_new_tokens=max(settings.max_new_tokens, len(given)))
+    return Run(model, tokenizer, request, ids, settings, given, steered)
