@@ -1,14 +1,16 @@
-"""The README's commands and examples are what they claim to be."""
+"""The commands and examples of README and docs are what they claim to be."""
 
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def test_two_set_up_commands_of_one_line_each():
@@ -26,6 +28,25 @@ def test_python_examples_run(capsys, tmp_path, monkeypatch):
     assert namespace["logits"].shape == (1, 64, 100)
     assert "one thousand eight hundred forty-two" in capsys.readouterr().out
     assert (tmp_path / "run.npz").stat().st_size and "count 18 to 50" in (tmp_path / "run.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_python_examples_of_a_page_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "page"}
+    for block in blocks("python", path.read_text(encoding="utf-8")):
+        exec(compile(block, path.name, "exec"), namespace)
+
+
+def test_the_page_on_samplers_names_what_there_is():
+    from dataclasses import fields
+
+    from mlx_dgemma.diffusion.strategies import EarlierStep, Step
+    from mlx_dgemma.sweep import plugins
+
+    page = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
+    names = [f.name for kind in (Step, EarlierStep) for f in fields(kind)]
+    assert [name for name in [*names, *plugins.FIELDS] if f"`{name}`" not in page] == []
 
 
 def test_every_option_is_in_the_readme():

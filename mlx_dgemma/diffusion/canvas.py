@@ -11,9 +11,10 @@ import mlx.core as mx
 
 from mlx_dgemma.diffusion import sampling
 from mlx_dgemma.diffusion.noise import Noise, Rows
+from mlx_dgemma.diffusion.sampling import Sampler
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering
-from mlx_dgemma.diffusion.stopping import StableAndConfident
+from mlx_dgemma.diffusion.strategies import EarlierStep, Step
 from mlx_dgemma.diffusion.vocabulary import EmbeddingTable, Prediction, Query, SoftRows, predict
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
@@ -97,13 +98,13 @@ def denoise_canvas(
         return
     pending = canvas.submit(denoiser.begin(canvas.tokens, None), config.max_denoising_steps)
     while True:
-        ahead = denoiser.begin(canvas.tokens, canvas.soft) if pending.remaining > 1 else None
+        ahead = denoiser.begin(canvas.tokens, canvas.soft) if pending.step.remaining > 1 else None
         event = pending.read()
         canvas.learn(event, pending.groups)
         if event.finished and ahead is not None:
             denoiser.cancel()
         elif not event.finished:
-            pending = canvas.submit(ahead, pending.remaining - 1)
+            pending = canvas.submit(ahead, pending.step.remaining - 1)
         del ahead
         yield event
         if event.finished:
@@ -124,37 +125,48 @@ class _Canvas:
         self.rows: SoftRows | None = None
         self.draft, self.log_p = self.tokens, mx.zeros(shape)
         self.finished = mx.zeros(shape[:1], mx.bool_)
-        self.should_stop = StableAndConfident(config.stability_threshold, config.confidence_threshold)
+        self.sampler = Sampler.of(config)
+        self.earlier: tuple[EarlierStep, ...] = ()
 
     def submit(self, begun: Any, remaining: int) -> "_Pending":
         """One denoising step, as in the paper's paragraph; starts it and does not wait."""
-        config, steering, canvas = self.config, self.steering, self.tokens
-        # 1. temperature, 2. proposal
-        temperature = config.temperature(remaining)
-        u = self.noise.uniform() if config.token_choice == "categorical" else None
-        query = Query(temperature, u, remaining > 1, config.soft_embedding_cutoff, self.rows)
+        sampler, steering = self.sampler, self.steering
+        # 1. the tempered distribution
+        temperature = sampler.temperature_at(remaining, self.config.max_denoising_steps)
+        u = self.noise.uniform() if sampler.choice.draws else None
+        query = Query(temperature, u, remaining > 1, self.config.soft_embedding_cutoff, self.rows)
         prediction = self.denoiser.finish(begun, query)
-        # 3. entropy, acceptance
-        entropy = steering.settled(prediction.entropy)
-        accepted = sampling.accept(entropy, config.entropy_bound)
-        # 4. the next canvas
-        self.tokens = steering.clamp(sampling.renoise(prediction.proposal, accepted, self.noise.tokens()))
-        # 5. stop? and 6. the draft, which is committed when the loop ends
-        frozen = self.finished[:, None]
-        self.draft = mx.where(frozen, self.draft, steering.clamp(prediction.argmax))
-        self.log_p = mx.where(frozen, self.log_p, steering.settled(prediction.log_p))
-        mean_entropy = steering.mean(entropy)  # (B,)
-        self.finished = self.finished | self.should_stop(self.draft, mean_entropy)
-        self.soft = prediction.soft
-        summary = mx.concatenate([accepted.sum()[None], mean_entropy.mean()[None], self.finished]).astype(mx.float32)
-        results = [summary, self.tokens, self.draft, entropy, accepted, self.log_p]
+        step = self._step(prediction, remaining, temperature)
+        # 2. proposal, 3. acceptance, 4. the next canvas
+        proposal, accepted = sampler.propose(step), steering.keep_given(sampler.accept(step))
+        self.tokens = steering.clamp(sampling.renoise(proposal, accepted, self.noise.tokens()))
+        # 5. stop? 6. the draft is committed when the loop ends
+        self.finished = self.finished | sampler.is_done(step)
+        self.draft, self.log_p, self.soft = step.draft, step.log_p, prediction.soft
+        self.earlier = (*self.earlier, EarlierStep(step.draft, step.entropy, accepted))
+        summary = [accepted.sum()[None], step.mean_entropy.mean()[None], self.finished]
+        summary = mx.concatenate(summary).astype(mx.float32)
+        results = [summary, self.tokens, step.draft, step.entropy, accepted, step.log_p]
         memory.start([*results, *(a for a in (self.soft, prediction.groups) if a is not None)])
-        arrays = {"draft": self.draft, "entropy": entropy, "accepted": accepted, "log_p": self.log_p}
-        step = config.max_denoising_steps - remaining + 1
-        known = {"canvas_index": self.index, "step": step, "remaining": remaining, "temperature": temperature}
-        clamped = None if steering.clamped is None else mx.broadcast_to(steering.clamped, canvas.shape)
-        fields = {**known, **arrays, "canvas": canvas, "clamped": clamped}
-        return _Pending(remaining, summary, prediction.groups, fields)
+        return _Pending(self.index, step, accepted, summary, prediction.groups)
+
+    def _step(self, prediction: Prediction, remaining: int, temperature: float) -> Step:
+        """What the sampler's strategies are told; rows that are done keep their draft."""
+        steering, frozen = self.steering, self.finished[:, None]
+        entropy = steering.settled(prediction.entropy)
+        return Step(
+            canvas=self.tokens,
+            draft=mx.where(frozen, self.draft, steering.clamp(prediction.argmax)),
+            drawn=prediction.proposal,
+            entropy=entropy,
+            log_p=mx.where(frozen, self.log_p, steering.settled(prediction.log_p)),
+            mean_entropy=steering.mean(entropy),
+            given=steering.clamped,
+            remaining=remaining,
+            max_steps=self.config.max_denoising_steps,
+            temperature=temperature,
+            earlier=self.earlier,
+        )
 
     def learn(self, event: DenoisingStep, groups: mx.array | None) -> None:
         """Takes from a step that was read what the next one depends on, arrays apart."""
@@ -164,20 +176,34 @@ class _Canvas:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step that runs: what its event will hold, and the summary that the host waits for."""
+    """A step that runs, and the summary that the host waits for."""
 
-    remaining: int
+    index: int
+    step: Step
+    accepted: mx.array
     summary: mx.array  # accepted count, mean entropy, finished rows
     groups: mx.array | None  # see Prediction
-    fields: dict[str, Any]
 
     def read(self) -> DenoisingStep:
         """The event: the step's one host synchronisation."""
         accepted_count, mean_entropy, *flags = self.summary.tolist()
-        finished_rows = [flag == 1.0 for flag in flags]
-        done = all(finished_rows) or self.remaining == 1
-        counts = {"accepted_count": int(accepted_count), "mean_entropy": mean_entropy, "finished": done}
-        return DenoisingStep(**self.fields, **counts, finished_rows=tuple(finished_rows))
+        step, finished_rows = self.step, tuple(flag == 1.0 for flag in flags)
+        return DenoisingStep(
+            canvas_index=self.index,
+            step=step.max_steps - step.remaining + 1,
+            remaining=step.remaining,
+            temperature=step.temperature,
+            canvas=step.canvas,
+            draft=step.draft,
+            entropy=step.entropy,
+            accepted=self.accepted,
+            accepted_count=int(accepted_count),
+            mean_entropy=mean_entropy,
+            finished=all(finished_rows) or step.remaining == 1,
+            clamped=None if step.given is None else mx.broadcast_to(step.given, step.canvas.shape),
+            log_p=step.log_p,
+            finished_rows=finished_rows,
+        )
 
 
 def generate_canvases(

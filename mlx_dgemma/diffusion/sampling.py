@@ -1,10 +1,21 @@
-"""The entropy-bound sampler as pure functions over arrays; it knows nothing of models.
+"""The entropy-bound sampler: pure functions over arrays, and the published strategies made of them.
 
 The parity target is transformers (EntropyBoundSampler); the acceptance rule is that of arXiv 2505.24857. Shapes: B
 batch, C canvas, V vocabulary. Logits here are tempered: already divided by the step's temperature.
 """
 
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
 import mlx.core as mx
+
+from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.stopping import StableAndConfident
+from mlx_dgemma.diffusion.strategies import Acceptance, Step, Stopping, TemperatureSchedule, TokenChoice
+from mlx_dgemma.errors import DGemmaError
 
 
 def log_probabilities(logits: mx.array) -> mx.array:
@@ -44,3 +55,96 @@ def accept(entropy: mx.array, entropy_bound: float) -> mx.array:
 def renoise(proposal: mx.array, accepted: mx.array, noise: mx.array) -> mx.array:
     """The next canvas: the proposal where accepted, fresh uniform tokens elsewhere. (B, C) each."""
     return mx.where(accepted, proposal, noise)
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """From `t_max` at the first step towards `t_min`."""
+
+    t_min: float
+    t_max: float
+
+    def __call__(self, remaining: int, max_steps: int) -> float:
+        return self.t_min + (self.t_max - self.t_min) * remaining / max_steps
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Proposes what was drawn."""
+
+    draws: ClassVar[bool] = True
+
+    def __call__(self, step: Step) -> mx.array:
+        return step.drawn
+
+
+@dataclass(frozen=True)
+class Argmax:
+    """Proposes the most likely token, and draws nothing."""
+
+    draws: ClassVar[bool] = False
+
+    def __call__(self, step: Step) -> mx.array:
+        return step.draft
+
+
+@dataclass(frozen=True)
+class EntropyBound:
+    """Accepts lowest entropy first, up to `bound` nats; see `accept`."""
+
+    bound: float
+
+    def __call__(self, step: Step) -> mx.array:
+        return accept(step.entropy, self.bound)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The four strategies of a run."""
+
+    temperature: TemperatureSchedule
+    choice: TokenChoice
+    acceptance: Acceptance
+    stopping: Stopping
+
+    @classmethod
+    def of(cls, settings: GenerationConfig) -> Sampler:
+        """The published strategies with these settings' numbers, or what takes their place."""
+        named = {"categorical": Categorical(), "argmax": Argmax()}
+        choice = settings.token_choice
+        return cls(
+            settings.temperature_schedule or LinearSchedule(settings.t_min, settings.t_max),
+            named[choice] if isinstance(choice, str) else choice,
+            settings.acceptance or EntropyBound(settings.entropy_bound),
+            settings.stopping or StableAndConfident(settings.stability_threshold, settings.confidence_threshold),
+        )
+
+    def temperature_at(self, remaining: int, max_steps: int) -> float:
+        """What the logits are divided by."""
+        temperature = self.temperature(remaining, max_steps)
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise DGemmaError(f"temperature_schedule {self.temperature!r} gave {temperature!r}; a number > 0 is needed")
+        return temperature
+
+    def propose(self, step: Step) -> mx.array:
+        """Ids (B, C)."""
+        return _checked("token_choice", self.choice, self.choice(step), step.draft.shape, mx.integer)
+
+    def accept(self, step: Step) -> mx.array:
+        """Bool (B, C)."""
+        return _checked("acceptance", self.acceptance, self.acceptance(step), step.draft.shape, mx.bool_)
+
+    def is_done(self, step: Step) -> mx.array:
+        """Bool (B,)."""
+        return _checked("stopping", self.stopping, self.stopping(step), step.mean_entropy.shape, mx.bool_)
+
+
+def _checked(
+    name: str, strategy: object, result: mx.array, shape: tuple[int, ...], kind: mx.Dtype | mx.DtypeCategory
+) -> mx.array:
+    """The result of a strategy; a wrong one is named here, where it is known whose it is, and never computed."""
+    right = result.dtype == kind if isinstance(kind, mx.Dtype) else mx.issubdtype(result.dtype, kind)
+    if result.shape != shape or not right:
+        found, wanted = (str(d).removeprefix("mlx.core.") for d in (result.dtype, kind))
+        raise DGemmaError(f"{name} {strategy!r} gave {found} {result.shape}; {wanted} {shape} is needed")
+    return result

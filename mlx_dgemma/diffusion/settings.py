@@ -9,10 +9,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mlx_dgemma.diffusion.strategies import Acceptance, Stopping, TemperatureSchedule, TokenChoice
 from mlx_dgemma.errors import DGemmaError, first_line
 
 TOKEN_CHOICES = ("categorical", "argmax")
 SAMPLER = "EntropyBoundSamplerConfig"
+# Strategies of one's own, the protocol of each, and the numbers of the published one, which it has no use for.
+STRATEGIES: dict[str, tuple[type, tuple[str, ...]]] = {
+    "temperature_schedule": (TemperatureSchedule, ("t_min", "t_max")),
+    "acceptance": (Acceptance, ("entropy_bound",)),
+    "stopping": (Stopping, ("confidence_threshold", "stability_threshold")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +38,11 @@ class GenerationConfig:
         confidence_threshold: nats; a canvas may stop once its mean entropy is below this.
         stability_threshold: number of previous steps whose argmax canvas must equal the current one.
         eos_token_id: ids that end the text; [] for none, None for the checkpoint's.
-        token_choice: "categorical" draws the proposal, "argmax" takes the most likely token.
+        token_choice: "categorical" draws the proposal, "argmax" takes the most likely token; or a strategy.
         soft_embedding_cutoff: nats; tokens less likely than exp(−cutoff) times the likeliest of their position may be
             left out of soft embeddings, which is faster and not exact. None keeps all.
+        temperature_schedule, acceptance, stopping: strategies (see `diffusion.strategies`) instead of the published
+            ones, whose numbers are then left out.
     """
 
     max_new_tokens: int = 256
@@ -44,8 +53,11 @@ class GenerationConfig:
     confidence_threshold: float = 0.005
     stability_threshold: int = 1
     eos_token_id: list[int] | None = None
-    token_choice: str = "categorical"
+    token_choice: str | TokenChoice = "categorical"
     soft_embedding_cutoff: float | None = None
+    temperature_schedule: TemperatureSchedule | None = None
+    acceptance: Acceptance | None = None
+    stopping: Stopping | None = None
 
     def __new__(cls, **given: Any) -> "GenerationConfig":
         config = super().__new__(cls)
@@ -68,30 +80,49 @@ class GenerationConfig:
                 raise DGemmaError(f"{name} must be a float > 0, got {value!r}")
         if not _is_int(self.stability_threshold) or self.stability_threshold < 0:
             raise DGemmaError(f"stability_threshold must be an integer >= 0, got {self.stability_threshold!r}")
-        if self.token_choice not in TOKEN_CHOICES:
+        if not isinstance(self.token_choice, TokenChoice) and self.token_choice not in TOKEN_CHOICES:
             raise DGemmaError(f"token_choice must be one of {', '.join(TOKEN_CHOICES)}, got {self.token_choice!r}")
+        self._check_strategies()
         cutoff = self.soft_embedding_cutoff
         if cutoff is not None and (not _is_number(cutoff) or cutoff <= 0):
             raise DGemmaError(f"soft_embedding_cutoff must be a number > 0 (nats) or None, got {cutoff!r}")
         if self.eos_token_id is not None:
             object.__setattr__(self, "eos_token_id", _id_list(self.eos_token_id))
 
+    def _check_strategies(self) -> None:
+        for name, (protocol, numbers) in STRATEGIES.items():
+            strategy = getattr(self, name)
+            if strategy is None:
+                continue
+            if isinstance(strategy, type) or not isinstance(strategy, protocol):
+                raise DGemmaError(f"{name} must be an object that can be called, or None, got {strategy!r}")
+            unused = [n for n in numbers if n in self._given and getattr(self, n) != _DEFAULTS[n]]
+            if unused:
+                raise DGemmaError(f"{unused[0]} is of no use beside {name}={strategy!r}; leave one of them out")
+
     def over(self, base: "GenerationConfig") -> "GenerationConfig":
         """These settings where they were given, `base` elsewhere."""
         merged = {f.name: getattr(base, f.name) for f in fields(self)}
-        own = {name: getattr(self, name) for name in self._given}
-        return GenerationConfig(**merged | {name: value for name, value in own.items() if value is not None})
+        merged |= {name: getattr(self, name) for name in self._given if getattr(self, name) is not None}
+        unused = [n for name, (_, numbers) in STRATEGIES.items() if merged[name] is not None for n in numbers]
+        return GenerationConfig(**{name: value for name, value in merged.items() if name not in unused})
 
-    def temperature(self, remaining: int) -> float:
-        """Temperature with `remaining` (N … 1) denoising steps to go."""
-        return self.t_min + (self.t_max - self.t_min) * remaining / self.max_denoising_steps
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in force, as JSON types: strategies of one's own as texts, without the numbers they replace."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, (_, numbers) in STRATEGIES.items():
+            own = values.pop(name)
+            if own is not None:
+                values = {n: value for n, value in values.items() if n not in numbers} | {name: repr(own)}
+        choice = self.token_choice
+        return values | {"token_choice": choice if isinstance(choice, str) else repr(choice)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "GenerationConfig":
         """Reads the content of a generation_config.json; foreign fields are ignored, other samplers refused."""
         if not isinstance(content, dict):
             raise DGemmaError(f"generation_config is {content!r}, it must be a JSON object")
-        names = {f.name for f in fields(cls)} - {"token_choice", "soft_embedding_cutoff"}
+        names = {f.name for f in fields(cls)} - {"token_choice", "soft_embedding_cutoff", *STRATEGIES}
         given = {name: value for name, value in content.items() if name in names and value is not None}
         sampler = content.get("sampler_config")
         if sampler is not None:
@@ -108,6 +139,9 @@ class GenerationConfig:
             return config
         except (OSError, ValueError, RecursionError) as error:
             raise DGemmaError(f"{path}: {first_line(error)}") from None
+
+
+_DEFAULTS = {f.name: f.default for f in fields(GenerationConfig)}
 
 
 def _is_int(value: Any) -> bool:

@@ -46,6 +46,10 @@ class Steering:
         """Tokens (B, C) with the given ones in their places."""
         return tokens if self.clamped is None else mx.where(self.clamped, self.given, tokens)
 
+    def keep_given(self, accepted: mx.array) -> mx.array:
+        """Accepted positions (B, C) and the given ones, which always are."""
+        return accepted if self.clamped is None else accepted | self.clamped
+
     def settled(self, values: mx.array) -> mx.array:
         """Entropies or log-probabilities (B, C), zero where the token is given."""
         return values if self.clamped is None else mx.where(self.clamped, 0, values)

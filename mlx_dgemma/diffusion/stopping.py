@@ -3,27 +3,34 @@
 Source: transformers, StableAndConfidentStoppingCriteria.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_dgemma.diffusion.strategies import Step
 
-@dataclass
+
+def is_stable(draft: mx.array, earlier: Sequence[mx.array], stability_threshold: int) -> mx.array:
+    """Whether a draft (B, C) equals those of the last `stability_threshold` steps, oldest first -> bool (B,)."""
+    if len(earlier) < stability_threshold:
+        return mx.zeros(draft.shape[:1], mx.bool_)
+    stable = mx.ones(draft.shape[:1], mx.bool_)
+    for before in earlier[len(earlier) - stability_threshold :]:
+        stable = stable & (before == draft).all(axis=-1)
+    return stable
+
+
+@dataclass(frozen=True)
 class StableAndConfident:
-    """Stops a row when its argmax canvas equals that of the previous `stability_threshold` steps and its mean entropy
-    is below `confidence_threshold` nats. One object a canvas: it remembers the argmax canvases it was shown.
+    """Stops a row when its draft equals those of the previous `stability_threshold` steps and its mean entropy is below
+    `confidence_threshold` nats.
     """
 
     stability_threshold: int
     confidence_threshold: float
-    history: list[mx.array] = field(default_factory=list)
 
-    def __call__(self, argmax: mx.array, mean_entropy: mx.array) -> mx.array:
-        """argmax (B, C) ids and mean entropy (B,) in nats of this step -> bool (B,)."""
-        stop = mean_entropy < self.confidence_threshold
-        if len(self.history) < self.stability_threshold:
-            stop = mx.zeros_like(stop)
-        for earlier in self.history:
-            stop = stop & (earlier == argmax).all(axis=-1)
-        self.history = [*self.history, argmax][1 if len(self.history) == self.stability_threshold else 0 :]
-        return stop
+    def __call__(self, step: Step) -> mx.array:
+        drafts = [before.draft for before in step.earlier]
+        is_confident = step.mean_entropy < self.confidence_threshold
+        return is_confident & is_stable(step.draft, drafts, self.stability_threshold)

@@ -74,7 +74,7 @@ def _content(trace: Trace) -> dict[str, Any]:
         "arrays": {name: _base64(getattr(trace, name), dtype) for name, dtype in _CELLS.items()},
         "series": {name: [_finite(value) for value in getattr(trace, name).tolist()] for name in _SERIES},
         "pieces": list(trace.pieces.items()),
-        "confidence_threshold": trace.settings["confidence_threshold"],
+        "confidence_threshold": trace.settings.get("confidence_threshold"),  # none beside a stopping rule of one's own
     }
 
 

@@ -70,7 +70,7 @@ def curves(trace: Trace) -> "Figure":
     """Accepted positions, mean entropy (log scale) and temperature by step."""
     figure, axes = _figure(3, (9, 7))
     steps = np.arange(1, len(trace.step) + 1)
-    threshold = trace.settings["confidence_threshold"]
+    threshold = trace.settings.get("confidence_threshold")  # none beside a stopping rule of one's own
     panels = (
         ("accepted positions", trace.accepted_count),
         ("mean entropy, nats", np.where(trace.mean_entropy > 0, trace.mean_entropy, np.nan)),
@@ -84,8 +84,10 @@ def curves(trace: Trace) -> "Figure":
         axis.grid(axis="y", color="#dcd7cc", linewidth=0.7)
     axes[0].set_ylim(0, trace.accepted[0].size * 1.04)
     axes[1].set_yscale("log")
-    axes[1].axhline(threshold, color=MUTED, linestyle="--", linewidth=1, label=f"confidence threshold {threshold} nats")
-    axes[1].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    if threshold is not None:
+        label = f"confidence threshold {threshold} nats"
+        axes[1].axhline(threshold, color=MUTED, linestyle="--", linewidth=1, label=label)
+        axes[1].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     _step_axis(trace, axes)
     return figure
 

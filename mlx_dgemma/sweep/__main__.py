@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma.checkpoint.headers import sha256
-from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.sweep import frontier, journal
 from mlx_dgemma.sweep.grid import FIELDS, Grid, Settings, parse_grid, text_of
+from mlx_dgemma.sweep.plugins import settings_of
 from mlx_dgemma.sweep.questions import Question, draw_questions, read_pairs
 from mlx_dgemma.sweep.summary import markdown, summarise, table
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
@@ -73,7 +73,7 @@ def check_usage(args: argparse.Namespace) -> Grid:
         raise DGemmaError(f"--seed must be between 0 and 2^62 - 1, got {args.seed}")
     if args.max_tokens is not None and "max_new_tokens" in grid.axes:
         raise DGemmaError("--max-tokens and --set max_new_tokens exclude each other")
-    GenerationConfig(**_base(args))
+    settings_of(_base(args))
     return grid
 
 
@@ -117,6 +117,7 @@ def describe(args: argparse.Namespace, grid: Grid) -> dict[str, Any]:
         "max_tokens": _base(args).get("max_new_tokens"),
         "model": f"sha256 {journal.fingerprint(resolve(args.model))}",
     }
+    identity |= {str(file.name): f"sha256 {sha256(file)[:16]}" for file in grid.sources()}
     return {"identity": identity, "model": _name(args), "data": args.data and str(args.data), "version": __version__}
 
 

@@ -1,17 +1,23 @@
-"""The grid: which fields of GenerationConfig take which values. Pure Python, so that a mistyped one fails at once."""
+"""The grid: which fields of GenerationConfig take which values. No heavy imports: a mistyped one fails at once."""
 
 from dataclasses import dataclass, fields
 from itertools import product
+from pathlib import Path
 
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.sweep import plugins
 
 Value = int | float | str
 Settings = dict[str, Value]
 
-# a list of stop tokens has no place on an axis; every other field has one
-TYPES = {int: int, float: float, str: str, float | None: float}
-FIELDS: dict[str, type] = {f.name: TYPES[f.type] for f in fields(GenerationConfig) if f.type in TYPES}
+# a list of stop tokens has no place on an axis; every other field has one, strategies as the texts that name them
+_TYPES = {int: int, float: float, float | None: float}
+FIELDS: dict[str, type] = {
+    f.name: str if f.name in plugins.FIELDS else _TYPES[f.type]
+    for f in fields(GenerationConfig)
+    if f.name in plugins.FIELDS or f.type in _TYPES
+}
 _KINDS = {int: "an integer", float: "a number", str: "a word"}
 
 
@@ -27,6 +33,11 @@ class Grid:
     def label(self, settings: Settings) -> str:
         """What sets a point apart from the others: its values of the fields that vary."""
         return ", ".join(str(settings[name]) for name in self.varying())
+
+    def sources(self) -> list[Path]:
+        """The files that strategies of one's own come from."""
+        texts = [str(v) for name in plugins.FIELDS for v in self.axes.get(name, []) if ":" in str(v)]
+        return sorted({file for file in map(plugins.source_of, texts) if file is not None})
 
     def constant(self) -> Settings:
         return {name: values[0] for name, values in self.axes.items() if len(values) == 1}
@@ -55,7 +66,7 @@ def parse_grid(assignments: list[str]) -> Grid:
         axes[name] = values
     grid = Grid(axes)
     for point in grid.points():
-        GenerationConfig(**point)
+        plugins.settings_of(point)
     return grid
 
 
@@ -66,11 +77,30 @@ def _parse_axis(text: str) -> tuple[str, list[Value]]:
         raise DGemmaError(f"--set {text} has no value; write field=value,value")
     if name not in FIELDS:
         raise DGemmaError(f"--set {name}: no such field; there are {', '.join(FIELDS)}")
-    values = [_parse_value(name, item.strip()) for item in listed.split(",")]
+    values = [_parse_value(name, item.strip()) for item in _split(listed)]
     twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
     if twice is not None:
         raise DGemmaError(f"--set {name}: {twice} is given twice")
     return name, values
+
+
+def _split(listed: str) -> list[str]:
+    """The items between commas that stand in no brackets and no quotes."""
+    items, depth, quote = [""], 0, ""
+    for character in listed:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and not depth:
+            items.append("")
+            continue
+        items[-1] += character
+    return items
 
 
 def _parse_value(name: str, text: str) -> Value:
@@ -80,7 +110,7 @@ def _parse_value(name: str, text: str) -> Value:
     except ValueError:
         raise DGemmaError(f"--set {name}: {text!r} is not {_KINDS[kind]}") from None
     try:
-        GenerationConfig(**{name: value})
+        plugins.settings_of({name: value})
     except DGemmaError as error:
         raise DGemmaError(f"--set {error}") from None
     return value

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.sweep.grid import Settings, text_of
+from mlx_dgemma.sweep.plugins import settings_of
 from mlx_dgemma.sweep.questions import Question
 from mlx_dgemma.sweep.trials import Outcome, Row, Trial
 from mlx_dgemma.text.engine import Engine
@@ -54,4 +55,4 @@ class Runner:
             yield Row(trial.settings, outcome)
 
     def _config(self, settings: Settings) -> GenerationConfig:
-        return GenerationConfig(**self.base | settings)
+        return settings_of(self.base | settings)

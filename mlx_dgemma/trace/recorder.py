@@ -8,7 +8,6 @@ recorder.trace().save("run.npz")
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
@@ -40,7 +39,7 @@ class Recorder:
         self._about: dict[str, Any] = {
             "prompt": request.prompt,
             "prompt_ids": np.array(engine.prepare(request).ids, np.int32),
-            "settings": asdict(request.settings.over(engine.model.generation_config)),
+            "settings": request.settings.over(engine.model.generation_config).to_dict(),
             "seed": request.seed if request.noise is None else None,
             "model_id": engine.checkpoint,
             "versions": {"mlx-dgemma": __version__, "mlx": mx.__version__},

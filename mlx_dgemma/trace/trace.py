@@ -88,7 +88,8 @@ class Trace:
         elapsed: seconds from the start of the recording to the end of the step, (S,) float64.
         prompt: as it was given: a text, chat messages, or token ids.
         prompt_ids: the prompt's token ids, (P,) int32.
-        settings: every field of the GenerationConfig that was in force; `GenerationConfig(**settings)` is it.
+        settings: every field of the GenerationConfig that was in force; `GenerationConfig(**settings)` is it, unless
+            strategies of one's own stand there as texts, which no longer have the numbers they replace.
         seed: of the noise; None for a noise source of the caller's.
         model_id: the checkpoint's folder or hub repository, or "embedded".
         versions: of mlx-dgemma and mlx, by name.

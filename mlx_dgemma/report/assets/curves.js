@@ -16,7 +16,8 @@ function domainOf(panel) {
   if (panel.domain) return panel.domain;
   const finite = panel.values.filter((v) => v !== null && (!panel.log || v > 0));
   if (panel.log) {
-    const [low, high] = [Math.min(...finite, panel.line), Math.max(...finite, panel.line)];
+    const shown = panel.line ? [...finite, panel.line] : finite;
+    const [low, high] = [Math.min(...shown), Math.max(...shown)];
     const floor = 10 ** Math.max(Math.floor(Math.log10(low)), -8);
     return [floor, Math.max(10 ** Math.ceil(Math.log10(high)), 10 * floor)];
   }

@@ -1,0 +1,57 @@
+"""Every example runs, is as short as it is meant to be, and prints what it is there to show."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SPELLED = "one thousand eight hundred forty-two"
+
+
+def run(name: str, *arguments: str, stdin: str = "") -> str:
+    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_each_is_short_and_says_what_it_shows(path):
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") < 30 and source.startswith('"""')
+
+
+def test_every_example_is_run_here():
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES if f'run("{path.name}"' not in source] == []
+
+
+def test_a_rule_of_ones_own_beside_the_published_one():
+    published, own = run("own_sampler.py", "6").splitlines()
+    assert re.fullmatch(r"published: [\d.]+% solved, [\d.]+ steps per canvas", published)
+    assert re.fullmatch(r"LikelierThan\(p=0\.9\): [\d.]+% solved, [\d.]+ steps per canvas", own)
+    assert float(own.split(": ")[1].split("%")[0]) >= 50  # it solves Sudokus, which a broken rule does not
+
+
+def test_a_batch_of_prompts():
+    lines = run("batch.py", stdin="roman 1994\n\nupper canvas\n").splitlines()
+    assert len(lines) == 2 and '"answer": "MCMXCIV"' in lines[0] and '"answer": "CANVAS"' in lines[1]
+
+
+def test_probabilities_of_tokens():
+    rows = [line.split() for line in run("token_probabilities.py", "upper canvas").splitlines()]
+    assert "".join(row[0].strip("'") for row in rows) == "CANVAS"
+    assert all(0 < float(row[1].rstrip("%")) <= 100 and float(row[2]) >= 0 for row in rows)
+
+
+def test_infill():
+    assert run("infill.py").splitlines() == [SPELLED] * 3
+
+
+def test_a_structured_read():
+    hundreds, ones = run("structured_read.py").splitlines()
+    assert hundreds.startswith("hundreds: eight (") and ones.startswith("ones: two (")
