@@ -10,6 +10,7 @@ middle of a canvas (see `benchmarks.graph`), so no machine's noise is in them; o
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.vocabulary import Query
 from mlx_dgemma.model import cpu, fused
 from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.terminal.cli import Parser, exit_code, require
 
 CANVAS, VOCABULARY = 256, SMALL_TEXT["vocab_size"]
 
@@ -99,18 +101,25 @@ def row(prefix: int, name: str, values: list[float], ratio: float | None = None)
     print(f"| {prefix} | {name} | {ours:.0f} | {theirs:.0f} | {ratio:.2f} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
     parser.add_argument("--prefix", type=int, nargs="+", default=[128, 8192], help="tokens (default: 128 8192)")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps per canvas (default: 4)")
     parser.add_argument("--repeat", type=int, default=7, help="canvases of each side (default: 7)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return exit_code(lambda: run(args), "interrupted")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table."""
+    require("mlx-vlm")
     print("| prefix | figure | mlx-dgemma | mlx-vlm | ratio |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         write_random(Path(folder), config_dict(CANVAS))
         for prefix in args.prefix:
             compare(Path(folder), prefix, args.steps, args.repeat)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

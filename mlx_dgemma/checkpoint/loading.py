@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, sha256, shard_files
+from mlx_dgemma.checkpoint.tokenizer import FastTokenizer, SentencePieceTokenizer, load_tokenizer
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.model import cpu
@@ -22,7 +23,6 @@ from mlx_dgemma.model.moe import Router
 EMBEDDED = Path(__file__).parent / "embedded"
 _FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 _DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 def load(
@@ -31,7 +31,7 @@ def load(
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
     verify: bool = False,
-) -> tuple[DiffusionGemma, Any]:
+) -> tuple[DiffusionGemma, FastTokenizer | SentencePieceTokenizer | None]:
     """Loads a DiffusionGemma checkpoint.
 
     Args:
@@ -41,7 +41,7 @@ def load(
         verify: compare the files with the SHA-256 sums that the converter noted in convert.json.
 
     Returns:
-        The model, and its tokenizer (mlx-lm's wrapper) or None if the folder has no tokenizer files.
+        The model, and its tokenizer or None if the folder has no tokenizer files.
 
     Raises:
         DGemmaError: no checkpoint there, one of another kind, or a missing, misshapen or cut-off tensor.
@@ -50,7 +50,7 @@ def load(
     config = ModelConfig.from_file(folder / "config.json")
     if verify:
         check_sums(folder)
-    return load_model(folder, config, dtype), _load_tokenizer(folder)
+    return load_model(folder, config, dtype), load_tokenizer(folder)
 
 
 def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Path:
@@ -180,16 +180,3 @@ def _generation_defaults(folder: Path, config: ModelConfig) -> GenerationConfig:
     else:
         defaults = GenerationConfig.from_dict(config.generation_config or {})
     return defaults.over(GenerationConfig(eos_token_id=list(config.eos_token_id)))
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    from mlx_lm.tokenizer_utils import load as load_tokenizer
-
-    try:
-        return load_tokenizer(folder)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DGemmaError(
-            f"the tokenizer in {folder} cannot be read ({first_line(error)}); download it again"
-        ) from None

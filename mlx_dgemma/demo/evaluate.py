@@ -16,6 +16,7 @@ from mlx_dgemma.sweep.questions import Question, draw_questions
 from mlx_dgemma.sweep.runner import ask
 from mlx_dgemma.sweep.summary import score
 from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
+from mlx_dgemma.terminal.cli import Parser, exit_code, require
 
 BATCH = 50
 
@@ -25,7 +26,7 @@ def reference_scorer(folder: Path, seed: int) -> Callable[[list[Question]], floa
     import torch
     from transformers import DiffusionGemmaForBlockDiffusion
 
-    from mlx_dgemma.demo.train import TOKENIZER, encode_prompt, left_pad
+    from mlx_dgemma.demo.training import TOKENIZER, encode_prompt, left_pad
 
     model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32).eval()
     torch.manual_seed(seed)
@@ -43,17 +44,30 @@ def reference_scorer(folder: Path, seed: int) -> Callable[[list[Question]], floa
     return exact
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=EMBEDDED, help="checkpoint folder (default: the embedded one)")
-    parser.add_argument("--n", type=int, default=200, help="prompts per task (default: 200)")
-    parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--tasks", nargs="+", choices=ROWS, default=ROWS, metavar="TASK")
-    parser.add_argument("--reference", action="store_true", help="compare with transformers")
-    args = parser.parse_args()
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m mlx_dgemma.demo.evaluate", description="Exact match on the verifiable tasks.")
+    add = parser.add_argument
+    add("--model", type=Path, metavar="M", help="checkpoint folder (default: the embedded one)")
+    add("--n", type=int, default=200, metavar="N", help="prompts per task (default: 200)")
+    add("--seed", type=int, default=1000, metavar="N", help="of prompts and noise (default: 1000)")
+    add("--tasks", nargs="+", choices=ROWS, default=ROWS, metavar="TASK", help="(default: all)")
+    add("--reference", action="store_true", help="compare with transformers, which must be installed, as torch must")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return exit_code(lambda: run(args), "interrupted")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Asks, task by task, and prints the table."""
+    if args.reference:
+        require("torch", "transformers")
     engine = Engine.load(args.model)
     settings = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
-    reference = reference_scorer(args.model, args.seed) if args.reference else None
+    reference = reference_scorer(args.model or EMBEDDED, args.seed) if args.reference else None
     print("| task | exact match | steps per canvas | tokens per forward | transformers | difference |")
     print("|---|---|---|---|---|---|")
     for name in args.tasks:
@@ -64,9 +78,9 @@ def main() -> None:
             exact = reference(chosen)
             theirs, difference = f"{100 * exact:.1f} %", f"{100 * (ours.exact - exact):+.1f}"
         row = f"{100 * ours.exact:.1f} % | {ours.steps_per_canvas:.1f} | {ours.tokens_per_forward:.1f}"
-        print(f"| {name} | {row} | {theirs} | {difference} |")
-        sys.stdout.flush()
+        print(f"| {name} | {row} | {theirs} | {difference} |", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

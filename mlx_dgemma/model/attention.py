@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.rope_utils import initialize_rope
 
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
-from mlx_dgemma.model.layers import fuse_linears, rms_norm
+from mlx_dgemma.model.layers import fuse_linears, rms_norm, rope
 from mlx_dgemma.model.scores import attend_all, attend_causally
 
 Extend = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
@@ -36,7 +35,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * head_dim, hidden, bias=False)
         self.q_norm = nn.RMSNorm(head_dim, eps=self.eps)
         self.k_norm = nn.RMSNorm(head_dim, eps=self.eps)
-        self.rope = initialize_rope(head_dim, layer.rope["rope_theta"], False, layer.rope)
+        self.rope = rope(head_dim, layer.rope)
         self._norm: mx.array | None = None
 
     def __call__(self, x: mx.array, offset: int, extend: Extend, causal: bool) -> mx.array:

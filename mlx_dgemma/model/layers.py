@@ -1,5 +1,7 @@
 """Small building blocks shared by encoder and denoiser mode."""
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -14,6 +16,30 @@ def rms_norm(x: mx.array, eps: float) -> mx.array:
 def softcap(x: mx.array, cap: float) -> mx.array:
     """cap · tanh(x / cap), which keeps logits in (−cap, cap)."""
     return mx.tanh(x / cap) * cap
+
+
+def rope(head_dim: int, parameters: dict[str, Any]) -> "nn.RoPE | ProportionalRoPE":
+    """Rotary embedding, split-half, by the `rope_parameters` of a layer's kind."""
+    if parameters["rope_type"] == "default":
+        return nn.RoPE(head_dim, base=parameters["rope_theta"])
+    rotated = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+    return ProportionalRoPE(head_dim, rotated, parameters["rope_theta"])
+
+
+class ProportionalRoPE(nn.Module):
+    """Rotary embedding of the first pairs of dimensions only, whose frequencies are those of the whole head."""
+
+    def __init__(self, head_dim: int, rotated: int, base: float):
+        super().__init__()
+        self.head_dim = head_dim
+        # periods by pair: base^(2i / head_dim), infinite where nothing turns
+        periods = base ** (mx.arange(0, rotated, 2, dtype=mx.float32) / head_dim)
+        self._periods = mx.concatenate([periods, mx.full(((head_dim - rotated) // 2,), mx.inf)])
+
+    def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
+        return mx.fast.rope(
+            x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._periods
+        )
 
 
 class GatedMLP(nn.Module):

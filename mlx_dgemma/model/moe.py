@@ -2,7 +2,6 @@
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_dgemma.model import cpu, fused
 from mlx_dgemma.model.config import ModelConfig
@@ -37,14 +36,50 @@ class Router(nn.Module):
         return weights * self.per_expert_scale[chosen], chosen
 
 
+class ExpertLinear(nn.Module):
+    """One matrix an expert, weight (E, out, in), without bias."""
+
+    def __init__(self, in_dim: int, out_dim: int, count: int):
+        super().__init__()
+        scale = in_dim**-0.5
+        self.weight = mx.random.uniform(-scale, scale, (count, out_dim, in_dim))
+
+    def __call__(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
+        """x (N, M, in), each M rows through one of the experts (N) -> (N, M, out)."""
+        return mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=is_sorted)
+
+    def to_quantized(self, group_size: int, bits: int, mode: str = "affine") -> "QuantizedExpertLinear":
+        """What `nn.quantize` puts in its place."""
+        return QuantizedExpertLinear(self.weight, group_size, bits, mode)
+
+
+class QuantizedExpertLinear(nn.Module):
+    """`ExpertLinear` with quantized weights: packed weight, scales, and biases in the affine mode."""
+
+    def __init__(self, weight: mx.array, group_size: int, bits: int, mode: str):
+        super().__init__()
+        self.group_size, self.bits, self.mode = group_size, bits, mode
+        self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
+        if biases:
+            self.biases = biases[0]
+        self.freeze()
+
+    def __call__(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
+        """x (N, M, in), each M rows through one of the experts (N) -> (N, M, out)."""
+        return mx.gather_qmm(
+            x, self.weight, self.scales, self.get("biases"), rhs_indices=experts, transpose=True,
+            group_size=self.group_size, bits=self.bits, mode=self.mode, sorted_indices=is_sorted,
+        )  # fmt: skip
+
+
 class Experts(nn.Module):
     """Gated MLPs with stacked weights: gate_up_proj (E, 2·I, H), gate rows first, and down_proj (E, H, I)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         hidden, inner, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
-        self.gate_up_proj = SwitchLinear(hidden, 2 * inner, count, bias=False)
-        self.down_proj = SwitchLinear(inner, hidden, count, bias=False)
+        self.gate_up_proj = ExpertLinear(hidden, 2 * inner, count)
+        self.down_proj = ExpertLinear(inner, hidden, count)
 
     def __call__(self, x: mx.array, weights: mx.array, chosen: mx.array) -> mx.array:
         """Weighted sum of the chosen experts. x (…, H), weights and chosen (…, K) -> (…, H)."""
@@ -65,9 +100,9 @@ class Experts(nn.Module):
 
     def _run(self, rows: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
         """rows (N, M, H), each M of them through one of the experts (N) -> (N, M, H)."""
-        gate, up = mx.split(self.gate_up_proj(rows, experts, sorted_indices=is_sorted), 2, axis=-1)
-        return self.down_proj(fused.geglu(gate, up), experts, sorted_indices=is_sorted)
+        gate, up = mx.split(self.gate_up_proj(rows, experts, is_sorted), 2, axis=-1)
+        return self.down_proj(fused.geglu(gate, up), experts, is_sorted)
 
     def _wants_tiles(self) -> bool:
         # a CPU multiplies row by row otherwise; a GPU has kernels for sorted single rows
-        return cpu.on_cpu() and isinstance(self.gate_up_proj, SwitchLinear)
+        return cpu.on_cpu() and isinstance(self.gate_up_proj, ExpertLinear)

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NoReturn
 
 from mlx_dgemma.errors import DGemmaError
@@ -38,6 +39,18 @@ def exit_code(run: Callable[[], int], interrupted: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         _give_up_stdout()
     return 1
+
+
+def require(*packages: str) -> None:
+    """Checks that packages are there which only some people need.
+
+    Raises:
+        DGemmaError: what is missing, and how to get it.
+    """
+    missing = [name for name in packages if find_spec(name.replace("-", "_")) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise DGemmaError(f"{' and '.join(missing)} {verb} not installed; pip install {' '.join(missing)}")
 
 
 def _give_up_stdout() -> None:

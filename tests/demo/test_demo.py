@@ -7,7 +7,7 @@ import torch
 
 from mlx_dgemma import GenerationConfig, generate_text, load
 from mlx_dgemma.checkpoint.loading import EMBEDDED
-from mlx_dgemma.demo import train
+from mlx_dgemma.demo import training
 from mlx_dgemma.tasks import HARD, TASKS, count, draw_examples, examples, is_held_out, roman, spell, sudoku_grids
 
 
@@ -43,7 +43,7 @@ def test_a_sudoku_may_have_several_answers_but_each_keeps_the_clues():
 
 
 def test_count_needs_two_canvases():
-    assert all(len(e.answer) > train.CANVAS for e in itertools.islice(examples(0, held_out=True, task="count"), 50))
+    assert all(len(e.answer) > training.CANVAS for e in itertools.islice(examples(0, held_out=True, task="count"), 50))
 
 
 def test_the_same_seed_makes_the_same_examples():
@@ -71,7 +71,7 @@ def test_the_examples_in_the_help_are_answered(embedded, task):
 def test_hard_sudokus_need_more_denoising_steps_than_easy_tasks(embedded):
     def run(row: str, **settings) -> tuple[float, int]:
         chosen = draw_examples(row, 4, 20)
-        config = GenerationConfig(max_new_tokens=train.CANVAS, **settings)
+        config = GenerationConfig(max_new_tokens=training.CANVAS, **settings)
         results = [generate_text(*embedded, e.prompt, config, seed=i) for i, e in enumerate(chosen)]
         right = sum(e.task.check(e.prompt, r.text) for e, r in zip(chosen, results, strict=True))
         return sum(r.stats.steps for r in results) / len(results), right
@@ -83,23 +83,23 @@ def test_hard_sudokus_need_more_denoising_steps_than_easy_tasks(embedded):
 
 def test_training_learns_and_saves_what_we_load(tmp_path):
     torch.manual_seed(0)
-    model = train.DiffusionGemmaForBlockDiffusion._from_config(train.model_config())
-    optimizers, data = train.make_optimizers(model), train.batches(0, 4, 0.3)
+    model = training.DiffusionGemmaForBlockDiffusion._from_config(training.model_config())
+    optimizers, data = training.make_optimizers(model), training.batches(0, 4, 0.3)
     losses = []
     for _ in range(12):
-        denoiser, encoder = train.training_loss(model, next(data))
+        denoiser, encoder = training.training_loss(model, next(data))
         (denoiser + encoder).backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad()
         losses.append(denoiser.item())
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
-    train.save(model, tmp_path)
+    training.save(model, tmp_path)
     ours, tokenizer = load(tmp_path)
     assert generate_text(ours, tokenizer, "upper x").steps_per_canvas
 
 
 def test_orthogonalise_gives_singular_values_near_one():
     stack = torch.randn(3, 20, 12, generator=torch.Generator().manual_seed(0))
-    singular = torch.linalg.svdvals(train.orthogonalise(stack))
+    singular = torch.linalg.svdvals(training.orthogonalise(stack))
     assert singular.min() > 0.5 and singular.max() < 1.5
