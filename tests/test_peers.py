@@ -58,6 +58,7 @@ def test_an_answer_needs_none_of_them():
     assert (done.returncode, done.stdout, done.stderr) == (0, "MCMXCIV\n", "")
 
 
+@pytest.mark.slow
 def test_the_first_answer_is_there_before_mlx_lm_is_imported():
     command = [sys.executable, "-m", "benchmarks.startup", "--repeat", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)

@@ -31,6 +31,7 @@ def report() -> Report:
         return run_benchmark(Options(prompt_length=40, steps=4, repeat=2))
 
 
+@pytest.mark.slow
 def test_json_has_every_field(capsys):
     assert main(["--json", "--steps", "3", "--repeat", "1", "--prompt-length", "20", "--seed", "5"]) == 0
     out = capsys.readouterr().out
@@ -72,6 +73,7 @@ def test_memory_is_weights_prefix_and_some(report):
     assert report.transient_bytes < 50e6
 
 
+@pytest.mark.slow
 def test_a_longer_prompt_has_a_larger_prefix(report, monkeypatch):
     monkeypatch.setattr(machine, "measure", lambda dtype: CHIP)
     longer = run_benchmark(Options(prompt_length=400, steps=3, repeat=1))

@@ -135,6 +135,7 @@ def test_quantized_conversions_load_and_stay_close(to_target, model, arguments, 
     assert 0 < error < limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_runs_generation(to_target, recipe):
     model, _ = load(to_target("--recipe", recipe))
@@ -518,6 +519,7 @@ def test_tokenizer_and_generation_config_come_along(to_target):
     assert tokenizer.chat_template
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     """Peak resident memory ≤ 1.5 × the largest tensor + 500 MB, for a checkpoint that is larger than that."""

@@ -55,6 +55,7 @@ def test_size_of_the_checkpoint():
     assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) <= 8_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_the_embedded_checkpoint_answers(embedded, name):
     chosen = list(itertools.islice(examples(3, held_out=True, task=name), 12))
@@ -68,6 +69,7 @@ def test_the_examples_in_the_help_are_answered(embedded, task):
     assert task.check(prompt, generate_text(*embedded, prompt).text)
 
 
+@pytest.mark.slow
 def test_hard_sudokus_need_more_denoising_steps_than_easy_tasks(embedded):
     def run(row: str, **settings) -> tuple[float, int]:
         chosen = draw_examples(row, 4, 20)
@@ -81,6 +83,7 @@ def test_hard_sudokus_need_more_denoising_steps_than_easy_tasks(embedded):
     assert run(HARD, max_denoising_steps=3)[1] < right - 3  # and they cannot do without
 
 
+@pytest.mark.slow
 def test_training_learns_and_saves_what_we_load(tmp_path):
     torch.manual_seed(0)
     model = training.DiffusionGemmaForBlockDiffusion._from_config(training.model_config())

@@ -76,7 +76,7 @@ class SureArgmax:
 
 def run(engine, samples: int = 1, canvas=(), noise=None, **settings) -> list[DenoisingStep]:
     """The denoising steps of one canvas, or of one canvas of several samples."""
-    own = {"max_new_tokens": CANVAS, "eos_token_id": [], **settings}
+    own = {"max_new_tokens": CANVAS, "eos_token_id": [], "max_denoising_steps": 12, **settings}
     request = Request([1, 2, 3], settings=GenerationConfig(**own), canvas=canvas, samples=samples, noise=noise, seed=3)
     stream = engine.stream(request) if samples == 1 else engine.stream_samples(request)
     return [event for event in stream if isinstance(event, DenoisingStep)]

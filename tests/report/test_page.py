@@ -13,6 +13,8 @@ from mlx_dgemma.trace.trace import Trace, load_trace
 from tests.report.browser import Page, contrast, short, start
 from tests.report.runs import HOSTILE, PROMPT, recorded
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trace() -> Trace:

@@ -111,6 +111,7 @@ def test_every_file_of_the_page_is_packaged():
 # ---- plots
 
 
+@pytest.mark.slow
 def test_plots_show_the_run(trace, tmp_path):
     heat_map, curves = write_plots(trace, tmp_path / "run")
     assert (heat_map.name, curves.name) == ("run-heatmap.png", "run-curves.png")
@@ -123,6 +124,7 @@ def test_plots_show_the_run(trace, tmp_path):
     assert (imread(changed) != imread(heat_map)).any()
 
 
+@pytest.mark.slow
 def test_a_plot_for_every_sample(trace, tmp_path):
     two = {n: np.concatenate([getattr(trace, n)] * 2, 1) for n in ("canvas", "draft", "entropy", "accepted", "clamped")}
     names = [path.name for path in write_plots(dataclasses.replace(trace, **two), tmp_path / "x")]
@@ -140,6 +142,7 @@ def in_process(capsys, *arguments) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_where_it_is_told(saved, tmp_path, capsys):
     assert in_process(capsys, saved) == (0, f"{saved.with_suffix('.html')}\n", "")
     output = tmp_path / "page.html"

@@ -45,6 +45,7 @@ def rules(tmp_path, monkeypatch, request):
     return name
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_against_the_published_one(rules, capsys, tmp_path):
     published = "mlx_dgemma.diffusion.sampling:EntropyBound(0.1)"
     values = [published, f"{rules}:Below(0.3)", f"{rules}:STRICT"]

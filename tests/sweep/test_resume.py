@@ -23,6 +23,8 @@ from mlx_dgemma.sweep.questions import Question
 from mlx_dgemma.sweep.trials import Outcome, Row, plan_trials
 from tests.sweep.test_sweep import in_process
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "mlx_dgemma.sweep"]
 FAST = ["--tasks", "roman", "--set", "max_denoising_steps=1,2,48"]  # a fast task at three points

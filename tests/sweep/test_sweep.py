@@ -248,6 +248,7 @@ def test_a_plot_without_matplotlib_fails_before_anything_runs(capsys, tmp_path, 
     assert err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", frontier.FORMATS)
 def test_plot(tmp_path, suffix):
     grid = parse_grid(["max_denoising_steps=1,2,48", "t_min=0.1,0.2"])

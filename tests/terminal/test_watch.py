@@ -238,6 +238,7 @@ def count() -> str:
     return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout.rstrip("\n")
 
 
+@pytest.mark.slow
 def test_the_canvas_comes_and_goes_and_the_text_stays():
     text = count()
     terminal = Terminal(30, 24, *COUNT)
@@ -259,6 +260,7 @@ def test_the_canvas_comes_and_goes_and_the_text_stays():
     assert sum("tokens per forward" in row or "steps:" in row for row in rows) == 1
 
 
+@pytest.mark.slow
 def test_stdout_in_a_file_gets_the_same_bytes(tmp_path):
     with open(tmp_path / "text", "wb") as file:
         terminal = Terminal(100, 20, *COUNT, stdout=file)
@@ -268,6 +270,7 @@ def test_stdout_in_a_file_gets_the_same_bytes(tmp_path):
     assert rows[0].startswith("prompt:") and not terminal.screen.cursor.hidden
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("events", [2, 7], ids=["first canvas", "second canvas"])
 def test_ctrl_c_takes_the_canvas_away(events):
     text = count()
@@ -283,6 +286,7 @@ def test_ctrl_c_takes_the_canvas_away(events):
     assert "(interrupted)" in "".join(rows) and "^C" not in "".join(rows) and "canvas 2 ·" not in "".join(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[(23, 20)], [(120, 20), (120, 9)]], ids=["narrower", "wider and lower"])
 def test_a_resized_terminal_keeps_nothing_of_the_old_canvas(sizes):
     terminal = Terminal(50, 20, *COUNT)

@@ -18,6 +18,7 @@ def embedded():
     return load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "settings"),
     [

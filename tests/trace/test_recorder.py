@@ -34,6 +34,7 @@ def test_the_consumers_time_is_not_the_steps(engine):
     assert trace.elapsed[-1] >= pause * (len(trace.step) - 1)
 
 
+@pytest.mark.slow
 def test_recording_costs_less_than_5_percent_of_a_step(engine):
     """Medians of what alternates: the recorder's own time for each event against the time of that step."""
     request, costs = Request("sort dcba", settings=GenerationConfig(confidence_threshold=1e-9)), []
