@@ -4,12 +4,13 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from mlx_dgemma.checkpoint.loading import load
+from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.prompts import prompt_ids
 
@@ -69,7 +70,7 @@ def logits_divergence(source: Source, target: Path) -> str:
     return f"KL of denoiser logits: {sum(values) / len(values):.2e} nats per position over {len(values)} prompts"
 
 
-def _log_probabilities(model: Any, tokenizer: Any, index: int) -> mx.array:
+def _log_probabilities(model: DiffusionGemma, tokenizer: Tokenizer | None, index: int) -> mx.array:
     """Log-softmax of the logits (1, C, V) for a prompt and a seeded random canvas."""
     key, config = mx.random.key(index), model.config
     if tokenizer is None:

@@ -5,7 +5,7 @@ Both are generators of typed events over token ids; they know nothing of text or
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 import mlx.core as mx
 
@@ -17,18 +17,20 @@ from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.diffusion.strategies import EarlierStep, Step
 from mlx_dgemma.diffusion.vocabulary import EmbeddingTable, Prediction, Query, SoftRows, predict
 from mlx_dgemma.model import memory
-from mlx_dgemma.model.cache import PrefixCache
+from mlx_dgemma.model.cache import Buffers, PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
 
+Begun = TypeVar("Begun")  # a forward pass whose graph is built
 
-class Denoiser(Protocol):
+
+class Denoiser(Protocol[Begun]):
     """What proposes tokens: the model over a prefix, or a stand-in of a test."""
 
-    def begin(self, canvas: mx.array, soft: mx.array | None) -> Any:
+    def begin(self, canvas: mx.array, soft: mx.array | None) -> Begun:
         """The forward pass over ids (B, C) and the previous soft embeddings, as a graph; nothing is computed yet."""
 
-    def finish(self, begun: Any, query: Query) -> Prediction:
+    def finish(self, begun: Begun, query: Query) -> Prediction:
         """Answers a query about a forward pass that was begun."""
 
     def cancel(self) -> None:
@@ -82,7 +84,7 @@ class CommittedCanvas:
 
 
 def denoise_canvas(
-    denoiser: Denoiser, config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
+    denoiser: Denoiser[Begun], config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
     canvas_index: int = 0, steering: Steering | None = None,
 ) -> Iterator[DenoisingStep]:  # fmt: skip
     """Refines one canvas of `shape` (B, C) from uniform noise; the last event's draft is the result.
@@ -111,11 +113,11 @@ def denoise_canvas(
             return
 
 
-class _Canvas:
+class _Canvas(Generic[Begun]):
     """The state of one canvas between its steps."""
 
     def __init__(
-        self, denoiser: Denoiser, config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
+        self, denoiser: Denoiser[Begun], config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
         index: int, steering: Steering,
     ):  # fmt: skip
         self.denoiser, self.config, self.index, self.steering = denoiser, config, index, steering
@@ -128,7 +130,7 @@ class _Canvas:
         self.sampler = Sampler.of(config)
         self.earlier: tuple[EarlierStep, ...] = ()
 
-    def submit(self, begun: Any, remaining: int) -> "_Pending":
+    def submit(self, begun: Begun, remaining: int) -> "_Pending":
         """One denoising step, as in the paper's paragraph; starts it and does not wait."""
         sampler, steering = self.sampler, self.steering
         # 1. the tempered distribution
@@ -245,7 +247,7 @@ class ModelDenoiser:
         self.model, self.cache = model, cache
         embedding = model.model.decoder.embed_tokens
         self.table = EmbeddingTable(embedding, model.embedding_scale, model.config.final_logit_softcapping)
-        self._before: list[Any] = []
+        self._before: list[Buffers] = []
 
     def begin(self, canvas: mx.array, soft: mx.array | None) -> mx.array:
         self._before = self.cache.snapshot()

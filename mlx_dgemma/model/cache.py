@@ -12,6 +12,7 @@ one is built; then no denoising step copies the prefix.
 
 import mlx.core as mx
 
+Buffers = tuple[mx.array | None, mx.array | None]  # keys and values of a layer
 GROWTH = 4  # a buffer that must grow gets a quarter more than it needs
 
 
@@ -85,11 +86,11 @@ class PrefixCache:
             if layer.window is None:
                 layer.reserved = tokens
 
-    def snapshot(self) -> list[tuple[mx.array | None, mx.array | None]]:
+    def snapshot(self) -> list[Buffers]:
         """The buffers as they are, for `restore`; as long as it is held, the next write copies them."""
         return [(layer.keys, layer.values) for layer in self.layers]
 
-    def restore(self, buffers: list[tuple[mx.array | None, mx.array | None]]) -> None:
+    def restore(self, buffers: list[Buffers]) -> None:
         """Undoes overlays that were never evaluated."""
         for layer, (keys, values) in zip(self.layers, buffers, strict=True):
             layer.keys, layer.values = keys, values

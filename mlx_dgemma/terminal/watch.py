@@ -12,7 +12,6 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.text import Text
 
+from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.terminal.progress import ProgressLine, cells, fit, last_row, step_line, terminal_size
 from mlx_dgemma.text.template import given_end
@@ -33,7 +33,7 @@ HALF_FLAGS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))  # two make a flag; al
 Row = list[Segment]
 
 
-def live_canvas(progress: ProgressLine, tokenizer: Any, stops: Collection[int]) -> ProgressLine:
+def live_canvas(progress: ProgressLine, tokenizer: Tokenizer | None, stops: Collection[int]) -> ProgressLine:
     """The live canvas; where stderr cannot show it, `progress`, after a line that says so.
 
     `tokenizer` may be None, token ids are shown then; `stops` are the ids of the stop tokens.
@@ -116,7 +116,7 @@ def _whole() -> Iterator[None]:
 class TokenTexts(dict[int, str]):
     """What to draw for a token id, decoded when first asked for; ids themselves without a tokenizer."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Tokenizer | None):
         super().__init__()
         self._tokenizer = tokenizer
 
