@@ -117,8 +117,8 @@ class _Canvas(Generic[Begun]):
     """The state of one canvas between its steps."""
 
     def __init__(
-        self, denoiser: Denoiser[Begun], config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
-        index: int, steering: Steering,
+        self, denoiser: Denoiser[Begun], config: GenerationConfig, noise: Noise | Sequence[Noise],
+        shape: tuple[int, int], index: int, steering: Steering,
     ):  # fmt: skip
         self.denoiser, self.config, self.index, self.steering = denoiser, config, index, steering
         self.noise = Rows(noise, shape)
