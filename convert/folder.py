@@ -86,8 +86,9 @@ def _diffusion_defaults(source: Source) -> dict[str, Any]:
     path = source.folder / "generation_config.json"
     if path.is_file():
         eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", eos)
-    defaults = {k: v for k, v in vars(GenerationConfig(eos_token_id=eos)).items() if not k.startswith("_")}
-    del defaults["token_choice"]
+    defaults = GenerationConfig(eos_token_id=eos).to_dict()
+    for own in ("token_choice", "soft_embedding_cutoff"):  # not the reference's
+        del defaults[own]
     return {**defaults, "sampler_config": {"_cls_name": SAMPLER, "entropy_bound": defaults.pop("entropy_bound")}}
 
 

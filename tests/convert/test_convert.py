@@ -622,6 +622,13 @@ def test_the_patch_starts_from_zero_self_conditioning(gemma4, to_target):
     assert parameters["model.decoder.self_conditioning.gate_up_proj.weight"].std().item() > 0.01
 
 
+def test_the_patch_gets_the_samplers_defaults_and_nothing_of_our_own(gemma4, to_target):
+    content = json.loads((to_target(source=gemma4[1]) / "generation_config.json").read_text())
+    published = json.loads((DATA / "generation_config.json").read_text())
+    own = {"pad_token_id", "transformers_version", "eos_token_id"}
+    assert {k: v for k, v in content.items() if k not in own} == {k: v for k, v in published.items() if k not in own}
+
+
 def test_a_quantized_patch_is_still_exactly_zero(gemma4, to_target):
     ours, _ = load(to_target("--recipe", "uniform", "--q-group-size", "32", source=gemma4[1]))
     cache, canvas = ours.make_cache(), mx.array([list(range(16))])
