@@ -89,7 +89,8 @@ def _diffusion_defaults(source: Source) -> dict[str, Any]:
     defaults = GenerationConfig(eos_token_id=eos).to_dict()
     for own in ("token_choice", "soft_embedding_cutoff"):  # not the reference's
         del defaults[own]
-    return {**defaults, "sampler_config": {"_cls_name": SAMPLER, "entropy_bound": defaults.pop("entropy_bound")}}
+    bound = defaults.pop("entropy_bound")
+    return {**defaults, "sampler_config": {"_cls_name": SAMPLER, "entropy_bound": bound}}
 
 
 def model_card(plan: Plan, provenance: Provenance, source: Source) -> str:
