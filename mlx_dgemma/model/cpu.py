@@ -11,11 +11,14 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
+from mlx_dgemma.model.limits import SharedLimit
+
 TILE = 16  # rows of one expert that are multiplied at a time
 SCORE_BYTES = 16 << 20  # of the scores of the blocks that are alive at a time
 LANES_FROM = 4 << 20  # bytes of scores, from which they are computed in two blocks at a time
 WORKSPACE_BYTES = 32 << 20  # that an evaluation may allocate before it waits
 PREFILL_CHUNK = 512  # tokens
+_LIMIT = SharedLimit(lambda nbytes: mx.set_memory_limit(nbytes))
 
 
 def on_cpu() -> bool:
@@ -61,14 +64,14 @@ def tiles(experts: mx.array, count: int) -> tuple[mx.array, mx.array]:
     return slots, mx.minimum((ends[None] <= number[:, None]).sum(axis=-1), count - 1)
 
 
-def lanes() -> tuple[mx.Stream, ...]:
+def lanes() -> tuple[mx.Stream | mx.ThreadLocalStream, ...]:
     """Streams that blocks of scores take in turn."""
     return mx.default_stream(mx.default_device()), _second_lane()
 
 
 @functools.cache
-def _second_lane() -> mx.Stream:
-    return mx.new_stream(mx.cpu)
+def _second_lane() -> mx.ThreadLocalStream:
+    return mx.new_thread_local_stream(mx.cpu)  # another stream in each thread: a plain one works in its own only
 
 
 def score_rows(length: int, row_bytes: int) -> int:
@@ -84,8 +87,5 @@ def bounded_workspace() -> Iterator[None]:
     if not on_cpu():
         yield
         return
-    before = mx.set_memory_limit(mx.get_active_memory() + WORKSPACE_BYTES)
-    try:
+    with _LIMIT.held(mx.get_active_memory() + WORKSPACE_BYTES):
         yield
-    finally:
-        mx.set_memory_limit(before)

@@ -35,6 +35,7 @@ class ProportionalRoPE(nn.Module):
         # periods by pair: base^(2i / head_dim), infinite where nothing turns
         periods = base ** (mx.arange(0, rotated, 2, dtype=mx.float32) / head_dim)
         self._periods = mx.concatenate([periods, mx.full(((head_dim - rotated) // 2,), mx.inf)])
+        mx.eval(self._periods)  # no other thread could
 
     def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
         return mx.fast.rope(
