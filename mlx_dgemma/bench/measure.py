@@ -6,7 +6,6 @@ from itertools import pairwise
 from statistics import median
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_dgemma.bench import machine
 from mlx_dgemma.bench.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
@@ -111,7 +110,7 @@ def run_benchmark(options: Options) -> Report:
     stages = step_stages(config, widths, options.prompt_length)
     floor = floor_seconds(stages, chip)
     vocabulary_floor = floor_seconds([s for s in stages if s.name in VOCABULARY_STAGES], chip)
-    weights = sum(parameter.nbytes for _, parameter in tree_flatten(model.parameters()))
+    weights = model.nbytes
     mx.reset_peak_memory()
     bench = _Bench(model, options)
     prefill_seconds = median([bench.prefill() for _ in range(1 + options.repeat)][1:])

@@ -3,6 +3,7 @@
 Both are generators of typed events over token ids; they know nothing of text or terminals.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -16,7 +17,8 @@ from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.diffusion.strategies import EarlierStep, Step
 from mlx_dgemma.diffusion.vocabulary import EmbeddingTable, Prediction, Query, SoftRows, predict
-from mlx_dgemma.model import memory
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import Buffers, PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
@@ -92,25 +94,34 @@ def denoise_canvas(
     With several rows, a row that is done keeps its draft while the others go on; with a sequence of noise sources each
     row has its own, from which it draws until it is done. Nothing is yielded for a canvas that is given whole.
 
-    The next step's graph is built while a step runs, and submitted as soon as its flags are read: before its event is
-    yielded. So one step is ahead when the caller closes the generator early.
+    The next step's graph is built while a step runs. A GPU gets it as soon as this step's flags are read, and computes
+    while the caller looks at the event; so one step is ahead when the caller closes the generator early. A CPU would
+    compute it at once: there the event comes first.
+
+    Raises:
+        DGemmaError: the model's output is not a number, or a strategy gave a wrong answer.
     """
     canvas = _Canvas(denoiser, config, noise, shape, canvas_index, steering or Steering(None, None))
     if canvas.steering.is_complete:
         return
     pending = canvas.submit(denoiser.begin(canvas.tokens, None), config.max_denoising_steps)
-    while True:
-        ahead = denoiser.begin(canvas.tokens, canvas.soft) if pending.step.remaining > 1 else None
-        event = pending.read()
-        canvas.learn(event, pending.groups)
-        if event.finished and ahead is not None:
-            denoiser.cancel()
-        elif not event.finished:
-            pending = canvas.submit(ahead, pending.step.remaining - 1)
-        del ahead
-        yield event
-        if event.finished:
-            return
+    is_eager = not cpu.on_cpu()
+    while pending.step.remaining > 1:
+        ahead: Begun | None = denoiser.begin(canvas.tokens, canvas.soft)
+        try:
+            event = pending.read()
+            canvas.learn(event, pending.groups)
+            if is_eager and not event.finished:
+                pending, ahead = canvas.submit(ahead, event.remaining - 1), None
+            yield event
+            if event.finished:
+                return
+            if not is_eager:
+                pending, ahead = canvas.submit(ahead, event.remaining - 1), None
+        finally:
+            if ahead is not None:
+                denoiser.cancel()
+    yield pending.read()
 
 
 class _Canvas(Generic[Begun]):
@@ -189,6 +200,11 @@ class _Pending:
     def read(self) -> DenoisingStep:
         """The event: the step's one host synchronisation."""
         accepted_count, mean_entropy, *flags = self.summary.tolist()
+        if not math.isfinite(mean_entropy):
+            raise DGemmaError(
+                f"canvas {self.index + 1}: the model's output is not a number; the checkpoint is damaged (load it with "
+                "verify=True), or its type overflows (use bfloat16)"
+            )
         step, finished_rows = self.step, tuple(flag == 1.0 for flag in flags)
         return DenoisingStep(
             canvas_index=self.index,
@@ -217,7 +233,7 @@ def generate_canvases(
     `steerings` steer the first canvases, one each. Ends after `max_canvases`, or when the positions run out; the caller
     closes the generator to stop earlier (at a stop token, say).
     """
-    with memory.wired():
+    with memory.wired(model.nbytes + cache.nbytes):
         yield from _stitch(model, cache, config, noise, (batch, model.config.canvas_length), max_canvases, steerings)
 
 
@@ -234,8 +250,8 @@ def _stitch(
         for step in denoise_canvas(denoiser, config, noise, shape, index, steering):
             yield step
         draft = step.draft if step else mx.broadcast_to(steering.given, shape)
+        mx.clear_cache()  # buffers of this canvas's sizes; the next prefix is longer, or there is none
         yield CommittedCanvas(index, draft, step.step if step else 0)
-        mx.clear_cache()  # buffers of this canvas's sizes; the next prefix is longer
         if index + 1 < max_canvases:
             prefill(model, draft, cache)
 

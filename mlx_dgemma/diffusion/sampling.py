@@ -27,7 +27,7 @@ def log_probabilities(logits: mx.array) -> mx.array:
 def token_entropy(log_p: mx.array) -> mx.array:
     """Entropy in nats per position: (B, C, V) -> (B, C)."""
     p = mx.exp(log_p)
-    return -mx.where(p > 0, p * log_p, 0).sum(axis=-1)
+    return -mx.where(p == 0, 0, p * log_p).sum(axis=-1)  # what is not a number stays none
 
 
 def draw(log_p: mx.array, u: mx.array) -> mx.array:

@@ -6,6 +6,7 @@ The reference is transformers, models/diffusion_gemma.
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import fused
@@ -103,6 +104,11 @@ class DiffusionGemma(nn.Module):
         super().__init__()
         self.config = config
         self.model = Backbone(config)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all parameters."""
+        return sum(parameter.nbytes for _, parameter in tree_flatten(self.parameters()))
 
     def make_cache(self) -> PrefixCache:
         """An empty prefix."""

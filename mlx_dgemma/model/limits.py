@@ -1,5 +1,6 @@
 """Limits of the whole process that several users hold at a time: MLX has one memory limit and one wired limit."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ class SharedLimit:
     @contextmanager
     def held(self, nbytes: int) -> Iterator[None]:
         """Holds the limit at `nbytes` or above, in any thread, interleaved with others in any order."""
+        is_finalizing = sys.is_finalizing  # the module's names are gone at the very end
         with self._lock:
             before = self._set(max([nbytes, *self._held]))
             if not self._held:
@@ -26,6 +28,7 @@ class SharedLimit:
         try:
             yield
         finally:
-            with self._lock:
-                self._held.remove(nbytes)
-                self._set(max(self._held, default=self._before))
+            if not is_finalizing():  # then the process's limits go with it
+                with self._lock:
+                    self._held.remove(nbytes)
+                    self._set(max(self._held, default=self._before))

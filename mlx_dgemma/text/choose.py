@@ -52,7 +52,8 @@ def read_choices(run: Run, template: str, labels: Sequence[Sequence[str]], draws
             "template: an answer to read needs an end; leave {} out, and use a checkpoint with a stop token"
         )
     slots = _slots(run.tokenizer, pieces, labels, end, run.model.config.canvas_length)
-    p = _read(run, slots, draws)
+    with memory.explained():
+        p = _read(run, slots, draws)
     return [_softmax(own, _scores(slot, read)) for own, slot, read in zip(labels, slots, p, strict=True)]
 
 

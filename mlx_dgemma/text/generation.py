@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from mlx_dgemma.diffusion.canvas import DenoisingStep, generate_canvases
+from mlx_dgemma.model import memory
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.transcript import Transcript
@@ -10,6 +11,11 @@ from mlx_dgemma.text.transcript import Transcript
 
 def stream_text(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
     """One event per denoising step and one per committed canvas, as they happen."""
+    with memory.explained():
+        yield from _stream(run)
+
+
+def _stream(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
     cache, seconds = run.prefix()
     transcript = Transcript(run, seconds)
     canvases = generate_canvases(run.model, cache, run.settings, run.noise(), run.max_canvases, steerings=run.steerings)

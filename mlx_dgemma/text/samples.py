@@ -22,12 +22,17 @@ def stream_batch(run: Run) -> Iterator[DenoisingStep | Sample]:
     The prompt is encoded once; its keys and values are then there once a sample, as MLX has no attention over a prefix
     that rows share. A row whose text has ended leaves the batch with its canvas.
     """
+    with memory.explained():
+        yield from _stream(run)
+
+
+def _stream(run: Run) -> Iterator[DenoisingStep | Sample]:
     cache, seconds = run.prefix()
     first, vocab_size = run.request.seed, run.model.config.vocab_size
     seeds = range(first, first + run.request.samples)
     rows = [_Row(seed, SeededNoise(seed, vocab_size), Transcript(run, seconds)) for seed in seeds]
     active, cache = rows, cache.take([0] * len(rows))
-    with memory.wired():
+    with memory.wired(run.model.nbytes + cache.nbytes):
         for index in range(run.max_canvases):
             draft = yield from _denoise(run, cache, active, index)
             is_last = run.is_last(index, cache)

@@ -1,10 +1,13 @@
 """The canvas loop with a made-up denoiser: order of draws, events, stopping, what is committed."""
 
+import subprocess
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dgemma import GenerationConfig
+from mlx_dgemma import DGemmaError, GenerationConfig, generate_text, load
 from mlx_dgemma.diffusion import canvas as loop
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, ModelDenoiser, denoise_canvas, generate_canvases
 from mlx_dgemma.diffusion.vocabulary import from_logits
@@ -133,11 +136,15 @@ def test_the_next_step_is_built_before_this_ones_flags_are_read(monkeypatch):
     assert noise.draws == ["tokens", *["uniform", "tokens"] * 2]
 
 
-def test_the_next_step_is_submitted_before_the_event_is_handed_out():
+@pytest.mark.parametrize(("on_cpu", "submitted"), [(True, 1), (False, 2)])
+def test_a_gpu_gets_the_next_step_before_the_event_is_handed_out_and_a_cpu_after(monkeypatch, on_cpu, submitted):
+    monkeypatch.setattr(loop.cpu, "on_cpu", lambda: on_cpu)
     denoiser = MadeUp(lambda c, p: mx.zeros((*c.shape, V)))
     stream = denoise_canvas(denoiser, GenerationConfig(max_denoising_steps=3), ReplayedNoise(0, V), SHAPE)
     next(stream)
-    assert denoiser.finished == 2
+    assert denoiser.finished == submitted
+    stream.close()
+    assert denoiser.cancelled == (1 if on_cpu else 0)  # what was only begun is given up
 
 
 def test_a_step_that_is_given_up_leaves_the_prefix_usable(model):
@@ -221,18 +228,106 @@ def test_no_step_copies_the_prefix(model):
     assert addresses() == before
 
 
-def test_a_macs_memory_is_wired_while_canvases_are_made_however_that_ends(model, monkeypatch):
-    limits = [7]
-    monkeypatch.setattr(memory.mx.metal, "is_available", lambda: True)
-    monkeypatch.setattr(memory.mx, "device_info", lambda: {"max_recommended_working_set_size": 900})
-    monkeypatch.setattr(memory.mx, "set_wired_limit", lambda limit: limits.append(limit) or limits[-2])
+def test_an_output_that_is_not_a_number_ends_the_run_at_its_first_step():
+    denoiser = MadeUp(lambda c, p: mx.full((*c.shape, V), mx.nan))
+    stream = denoise_canvas(denoiser, GenerationConfig(), ReplayedNoise(0, V), SHAPE)
+    with pytest.raises(DGemmaError, match="canvas 1: the model's output is not a number"):
+        next(stream)
+
+
+def test_a_model_with_damaged_weights_is_told(folder):
+    damaged = load(folder)[0]
+    damaged.model.decoder.norm.weight = damaged.model.decoder.norm.weight * mx.nan
+    with pytest.raises(DGemmaError, match="not a number"):
+        generate_text(damaged, None, [1, 2])
+
+
+def test_the_last_buffers_are_given_back_before_the_last_event(model, monkeypatch):
+    order = []
+    monkeypatch.setattr(loop.mx, "clear_cache", lambda: order.append("cleared"))
     cache = model.make_cache()
     model.encode(mx.array([[5, 6]]), cache)
-    events = generate_canvases(model, cache, GenerationConfig(), ReplayedNoise(0, model.config.vocab_size), 2)
+    for event in generate_canvases(model, cache, GenerationConfig(max_denoising_steps=2), ReplayedNoise(0), 1):
+        order.append(type(event).__name__)
+    assert order[-2:] == ["cleared", "CommittedCanvas"]
+
+
+class Wired:
+    """A Mac's wired limit, in bytes; `limits` are all that it has been."""
+
+    def __init__(self, monkeypatch, recommended: int):
+        self.limits = [7]
+        monkeypatch.setattr(memory.mx.metal, "is_available", lambda: True)
+        monkeypatch.setattr(memory.mx, "device_info", lambda: {"max_recommended_working_set_size": recommended})
+        monkeypatch.setattr(memory.mx, "set_wired_limit", lambda n: (self.limits.append(n), self.limits[-2])[1])
+
+
+def canvases(model, length: int = 2):
+    """A run over a prefix of that length, and the bytes that it wants wired."""
+    cache = model.make_cache()
+    model.encode(mx.array([[5] * length]), cache)
+    wanted = model.nbytes + cache.nbytes + memory.MARGIN
+    return generate_canvases(model, cache, GenerationConfig(), ReplayedNoise(0), 2), wanted
+
+
+def test_a_macs_memory_is_wired_while_canvases_are_made_however_that_ends(model, monkeypatch):
+    mac = Wired(monkeypatch, 64 << 30)
+    events, wanted = canvases(model)
     next(events)
-    assert limits == [7, 900]
+    assert mac.limits == [7, wanted]
     events.close()
-    assert limits == [7, 900, 7]
+    assert mac.limits[2:] == [7]
+    events, _ = canvases(model)
+    next(events)
+    del events  # abandoned
+    assert mac.limits[-1] == 7
+    assert len(mac.limits) == 5
+
+
+def test_no_more_is_wired_than_the_gpu_may_hold(model, monkeypatch):
+    mac = Wired(monkeypatch, 900)
+    next(canvases(model)[0])
+    assert max(mac.limits) == 900
+
+
+def test_two_runs_at_a_time_share_the_wired_limit(model, monkeypatch):
+    mac = Wired(monkeypatch, 64 << 30)
+    (first, _), (second, wanted) = canvases(model), canvases(model, 40)
+    next(first), next(second)
+    first.close()
+    assert mac.limits[-1] == wanted  # the second still has its own
+    second.close()
+    assert mac.limits[-1] == 7
+
+
+def test_wiring_can_be_switched_off(model, monkeypatch):
+    mac = Wired(monkeypatch, 64 << 30)
+    memory.use_wiring(False)
+    try:
+        next(canvases(model)[0])
+    finally:
+        memory.use_wiring(True)
+    assert mac.limits == [7]
+
+
+def test_an_abandoned_run_says_nothing_when_the_interpreter_ends():
+    code = (
+        "import mlx.core as mx; from mlx_dgemma import Engine, Request\n"
+        "mx.metal.is_available = lambda: True\n"
+        "mx.device_info = lambda: {'max_recommended_working_set_size': 1 << 34}\n"
+        "mx.set_wired_limit = lambda n: 0\n"
+        "stream = Engine.load().stream(Request('count 18 to 50')); next(stream)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("gigabytes", "told"), [(17.9, False), (18.1, True)])
+def test_weights_that_leave_too_little_are_warned_of(monkeypatch, gigabytes, told):
+    Wired(monkeypatch, 20_000_000_000)
+    warning = memory.warning(int(gigabytes * 1e9))
+    assert (warning is not None) == told
+    assert not told or "18.1 of the 20.0 GB" in warning
 
 
 def test_a_cutoff_makes_sure_positions_sparse_from_the_second_step_on(monkeypatch):
