@@ -1,6 +1,6 @@
 """What comes out of a run: committed canvases as text while it goes on, a result when it is over."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -8,7 +8,10 @@ import mlx.core as mx
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts, seconds and bytes of a generation so far. `tokens` are those of the text, stop token excluded."""
+    """Counts, seconds and bytes of a generation so far.
+
+    `tokens` are those of the text, without stop token and padding; `thought_tokens` of them do not show.
+    """
 
     prompt_tokens: int
     prompt_seconds: float
@@ -17,6 +20,7 @@ class Stats:
     steps: int
     seconds: float
     peak_memory: int
+    thought_tokens: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -39,11 +43,15 @@ class TextCanvas:
     Attributes:
         canvas_index: which canvas, from 0.
         canvas: all its token ids.
-        tokens: those that belong to the text: up to the stop token and `max_new_tokens`.
+        tokens: those that belong to the text, the first ones of the canvas: up to the stop token and `max_new_tokens`,
+            without padding at the end.
         text: what this canvas adds to the text.
         steps: denoising steps it took.
         finish_reason: None while more is to come, else "stop" or "length".
         stats: of the whole generation so far.
+        log_p: of each of the tokens, log-probability under the tempered distribution of the step that settled the
+            canvas, nats; 0 for given ones.
+        entropy: of that distribution, for each of the tokens, nats; 0 for given ones.
     """
 
     canvas_index: int
@@ -53,11 +61,23 @@ class TextCanvas:
     steps: int
     finish_reason: str | None
     stats: Stats
+    log_p: Sequence[float] = ()
+    entropy: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A finished generation; `text` is empty without a tokenizer."""
+    """A finished generation.
+
+    Attributes:
+        text: empty without a tokenizer.
+        tokens: of the text.
+        canvases: whole ones, with what was cut off and padding.
+        steps_per_canvas: denoising steps.
+        finish_reason: "stop", "length", or "interrupted".
+        stats: counts, seconds and bytes.
+        log_p, entropy: of each of the tokens, see `TextCanvas`.
+    """
 
     text: str
     tokens: list[int]
@@ -65,6 +85,8 @@ class GenerationResult:
     steps_per_canvas: list[int]
     finish_reason: str
     stats: Stats
+    log_p: Sequence[float] = ()
+    entropy: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -93,4 +115,6 @@ def collect(canvases: Iterable[TextCanvas], finish_reason: str | None = None) ->
         steps_per_canvas=[c.steps for c in done],
         finish_reason=(done[-1].finish_reason if done else None) or finish_reason or "length",
         stats=done[-1].stats if done else Stats(0, 0.0, 0, 0, 0, 0.0, mx.get_peak_memory()),
+        log_p=[nats for c in done for nats in c.log_p],
+        entropy=[nats for c in done for nats in c.entropy],
     )

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from mlx_dgemma.diffusion.canvas import DenoisingStep, generate_canvases
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases
 from mlx_dgemma.model import memory
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.run import Run
-from mlx_dgemma.text.transcript import Transcript
+from mlx_dgemma.text.transcript import Committed, Transcript
 
 
 def stream_text(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
@@ -19,12 +19,21 @@ def _stream(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
     cache, seconds = run.prefix()
     transcript = Transcript(run, seconds)
     canvases = generate_canvases(run.model, cache, run.settings, run.noise(), run.max_canvases, steerings=run.steerings)
+    last = None
     for event in canvases:
         if isinstance(event, DenoisingStep):
+            last = event
             yield event
             continue
-        is_last = run.is_last(event.canvas_index, cache)
-        canvas = transcript.add(event.tokens[0].tolist(), event.steps, is_last=is_last)
+        canvas = transcript.add(_committed(event, last), is_last=run.is_last(event.canvas_index, cache))
         yield canvas
         if canvas.finish_reason:
             return
+
+
+def _committed(event: CommittedCanvas, last: DenoisingStep | None) -> Committed:
+    """A canvas of one row, with what its last step knew; none had to be made for one that was given whole."""
+    tokens = event.tokens[0].tolist()
+    if not event.steps or last is None:
+        return Committed(tokens, 0, [0.0] * len(tokens), [0.0] * len(tokens))
+    return Committed(tokens, event.steps, last.log_p[0].tolist(), last.entropy[0].tolist())

@@ -13,7 +13,7 @@ from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.events import Sample, TextCanvas, collect
 from mlx_dgemma.text.run import Run
-from mlx_dgemma.text.transcript import Transcript
+from mlx_dgemma.text.transcript import Committed, Transcript
 
 
 def stream_batch(run: Run) -> Iterator[DenoisingStep | Sample]:
@@ -54,14 +54,10 @@ def _denoise(run: Run, cache: PrefixCache, rows: list["_Row"], index: int) -> It
         row.begin(steering)
     step, noises = None, [row.noise for row in rows]
     for step in denoise_canvas(ModelDenoiser(run.model, cache), run.settings, noises, shape, index, steering):
-        for row, is_done in zip(rows, step.finished_rows, strict=True):
-            row.note_step(is_done=is_done)
+        for number, row in enumerate(rows):
+            row.note(step, number)
         yield step
-    if step is None:
-        return mx.broadcast_to(steering.given, shape)
-    for row, log_p in zip(rows, np.array(step.log_p), strict=True):
-        row.log_p = log_p
-    return step.draft
+    return mx.broadcast_to(steering.given, shape) if step is None else step.draft
 
 
 class _Row:
@@ -75,22 +71,29 @@ class _Row:
     def begin(self, steering: Steering | None) -> None:
         """A new canvas."""
         self.steps, self.is_done = 0, False
-        self.log_p = np.zeros(0)
+        self.settled: tuple[mx.array, mx.array] | None = None  # log-probabilities and entropies, (C,) each
         clamped = None if steering is None else steering.clamped
         self.clamped = None if clamped is None else np.array(clamped)[0]
 
-    def note_step(self, *, is_done: bool) -> None:
-        """A denoising step, which counts unless the row was done before."""
-        self.steps += not self.is_done
-        self.is_done = is_done
+    def note(self, step: DenoisingStep, number: int) -> None:
+        """A denoising step of the batch, in which this is row `number`; it counts unless the row was done before."""
+        if not self.is_done:
+            self.steps += 1
+            self.settled = step.log_p[number], step.entropy[number]
+            self.is_done = step.finished_rows[number]
 
     def commit(self, canvas: list[int], *, is_last: bool) -> bool:
         """Takes the canvas; returns whether the text goes on."""
-        done = self.transcript.add(canvas, self.steps, is_last=is_last)
+        nothing = np.zeros(len(canvas))
+        log_p, entropy = (nothing, nothing) if self.settled is None else map(np.array, self.settled)
+        begins = self.transcript.position
+        committed = Committed(canvas, self.steps, log_p.tolist(), entropy.tolist())
+        done = self.transcript.add(committed, is_last=is_last)
         self.canvases.append(done)
-        belongs = len(done.tokens) + (done.finish_reason == "stop")  # the stop token was the model's choice as well
-        free = slice(None) if self.clamped is None else ~self.clamped[:belongs]
-        self.scored += self.log_p[:belongs][free].tolist() if self.log_p.size else []
+        if self.settled is not None:
+            scored = self.transcript.written(canvas, self.transcript.position - begins)
+            free = scored if self.clamped is None else scored & ~self.clamped
+            self.scored += log_p[free].tolist()
         return done.finish_reason is None
 
     def sample(self) -> Sample:

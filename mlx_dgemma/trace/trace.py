@@ -254,8 +254,8 @@ def _step(trace: Trace, index: int) -> DenoisingStep:
 def _canvas(canvas: Committed, last: DenoisingStep) -> TextCanvas | CommittedCanvas:
     if canvas.stats is None:
         return CommittedCanvas(canvas.canvas_index, last.draft, canvas.steps)
-    ids = last.draft[0].tolist()
+    ids, count = last.draft[0].tolist(), canvas.token_count
     return TextCanvas(
-        canvas.canvas_index, ids, ids[: canvas.token_count], canvas.text, canvas.steps, canvas.finish_reason,
-        canvas.stats,
+        canvas.canvas_index, ids, ids[:count], canvas.text, canvas.steps, canvas.finish_reason, canvas.stats,
+        last.log_p[0].tolist()[:count], last.entropy[0].tolist()[:count],
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 import mlx.core as mx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from mlx_dgemma import DGemmaError, GenerationConfig, generate_text, load, stream_generate
@@ -126,6 +128,10 @@ class ByteTokenizer:
     def get_vocab(self):
         return self.special
 
+    def convert_ids_to_tokens(self, ids):
+        names = {token: name for name, token in self.special.items()}
+        return [names.get(token, f"<0x{token:02X}>") for token in ids]
+
     def decode(self, ids, skip_special_tokens):
         return self._decoder.decode(ids, skip_special_tokens=skip_special_tokens)
 
@@ -139,6 +145,23 @@ def test_a_character_split_between_canvases_arrives_whole():
 
 def test_an_unfinished_character_at_the_end_is_shown_as_such():
     assert "\ufffd" in TextDecoder(ByteTokenizer()).add(list("€".encode())[:2], final=True)
+
+
+def test_an_unfinished_character_where_the_text_was_cut_is_left_out():
+    for text in ("né€", "né😀", "日本"):
+        data = list(text.encode())
+        for length in range(len(data) + 1):
+            got = TextDecoder(ByteTokenizer()).add(data[:length], final=True, is_cut=True)
+            assert got == bytes(data[:length]).decode("utf-8", "ignore")
+
+
+@given(st.lists(st.lists(st.integers(0, 257), max_size=6), max_size=5), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_pieces_joined_are_the_whole_text(canvases, is_cut):
+    decoder, whole = TextDecoder(ByteTokenizer()), TextDecoder(ByteTokenizer())
+    parts = [decoder.add(canvas, final=False) for canvas in canvases]
+    parts.append(decoder.add([], final=True, is_cut=is_cut))
+    assert "".join(parts) == whole.add([t for canvas in canvases for t in canvas], final=True, is_cut=is_cut)
 
 
 def test_thoughts_are_left_out_even_across_canvases():
