@@ -1,56 +1,136 @@
-"""Chat templates: Jinja, in the environment that transformers gives them; sandboxed, as they come with a download."""
+"""Chat templates, rendered in a process of their own: a template comes with a download, and may hang or grow.
+
+The embedded checkpoint's template is ours and is rendered here: starting another interpreter takes a tenth of a second.
+"""
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+import select
+import subprocess
+import sys
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+from mlx_dgemma.errors import DGemmaError
+
+SECONDS = 10.0  # that rendering may take
+MEMORY = 1 << 30  # bytes that it may use
+SIZE = 16 << 20  # characters of the text, at most; or four times what goes in
+LOOK_AFTER = 0.5  # seconds, after which the process's memory is looked at
+OWN = Path(__file__).parent / "embedded" / "chat_template.jinja"
 
 
-def render(source: str, **variables: Any) -> str:
-    """The text of a template with these variables.
+def render(source: str, variables: dict[str, Any]) -> str:
+    """The text of a template with these variables, which are JSON types.
 
     Raises:
-        jinja2.TemplateError: a template that is none, or that refuses the variables.
+        DGemmaError: the template refuses the variables, fails, takes too long, or makes too large a text.
     """
-    return _compiled(source).render(**variables)
+    if source == _own():
+        from mlx_dgemma.checkpoint import jinja_worker
+
+        try:
+            return jinja_worker.render(source, variables)
+        except Exception as error:  # the messages may hold anything
+            raise _refused(jinja_worker.told(error)) from None
+    return _worker().render(source, variables)
 
 
-@lru_cache(maxsize=8)
-def _compiled(source: str) -> Template:
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks what the model wrote, for training; here it changes nothing."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> nodes.Scope:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson  # Jinja's own escapes HTML
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
+@cache
+def _own() -> str:
+    return OWN.read_text(encoding="utf-8")
 
 
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None,
-    separators: tuple[str, str] | None = None, sort_keys: bool = False,
-) -> str:  # fmt: skip
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+@cache
+def _worker() -> Worker:
+    return Worker()
+
+
+def _refused(why: str) -> DGemmaError:
+    return DGemmaError(f"the chat template refuses these messages: {why}")
+
+
+class Worker:
+    """A process that renders templates, one at a time; started when it is needed, and again when it was stopped."""
+
+    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY, size: int = SIZE):
+        self.seconds, self.memory, self.size = seconds, memory, size
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def render(self, source: str, variables: dict[str, Any]) -> str:
+        """See `chat_template.render`."""
+        try:
+            request = json.dumps({"source": source, "variables": variables}).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise _refused(f"they are not JSON ({error})") from None
+        with self._lock:
+            answer = self._ask(request, max(self.size, 4 * len(request)))
+        if "error" in answer:
+            raise _refused(answer["error"])
+        return answer["text"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def _ask(self, request: bytes, size: int) -> dict[str, str]:
+        try:
+            line = self._exchange(request, size)
+            return json.loads(line)
+        except BaseException:  # a Ctrl-C as well: half an answer must not be the next one's beginning
+            self.close()
+            raise
+
+    def _exchange(self, request: bytes, size: int) -> bytes:
+        process = self._start()
+        deadline = time.monotonic() + self.seconds
+        writer = threading.Thread(target=_send, args=(process, request), daemon=True)  # it may wait for the reader
+        writer.start()
+        line, look_at = bytearray(), time.monotonic() + LOOK_AFTER
+        while not line.endswith(b"\n"):
+            now = time.monotonic()
+            if now >= deadline:
+                raise DGemmaError(f"the chat template took more than {self.seconds:g} s; use another checkpoint's")
+            if now >= look_at:
+                self._check_memory(process.pid)
+                look_at = now + LOOK_AFTER
+            ready, _, _ = select.select([process.stdout], [], [], min(deadline, look_at) - now)
+            if ready:
+                part = process.stdout.read1(1 << 20)
+                if not part:
+                    raise DGemmaError("the chat template ended the process that rendered it; use another checkpoint's")
+                line += part
+            if len(line) > 6 * size:  # as JSON, a character takes up to six bytes
+                raise DGemmaError(f"the chat template makes more than {size:,} characters; use another checkpoint's")
+        return bytes(line)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-I", str(Path(__file__).with_name("jinja_worker.py"))]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env={},
+                start_new_session=True,
+            )  # fmt: skip
+        return self._process
+
+    def _check_memory(self, pid: int) -> None:
+        """Where the operating system does not bound a process's memory, somebody must look."""
+        told = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+        if told.strip().isdigit() and 1024 * int(told) > self.memory:
+            raise DGemmaError(f"the chat template used more than {self.memory >> 20} MB; use another checkpoint's")
+
+
+def _send(process: subprocess.Popen[bytes], request: bytes) -> None:
+    try:
+        process.stdin.write(request + b"\n")
+        process.stdin.flush()
+    except OSError:
+        pass  # it has ended, which the reader finds out

@@ -164,11 +164,10 @@ class _FromFiles(ABC):
             others: further variables of the template, `enable_thinking` and `tools` among them.
         """
         if self.chat_template is None:
-            raise ValueError("the tokenizer has no chat template")
+            raise DGemmaError("the tokenizer has no chat template; add chat_template.jinja")
         known = {**self.config.named, "tools": None, "documents": None, **others}
-        text = template.render(
-            self.chat_template, messages=messages, add_generation_prompt=add_generation_prompt, **known
-        )
+        known |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        text = template.render(self.chat_template, known)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
