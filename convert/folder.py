@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_dgemma import __version__
 from mlx_dgemma.diffusion.settings import SAMPLER, GenerationConfig
-from mlx_dgemma.model.config import FULL
+from mlx_dgemma.model.config import published_dialect
 
 from .plan import Plan
 from .recipes import FLOATS
@@ -61,23 +61,6 @@ def target_config(source: Source, plan: Plan) -> dict[str, Any]:
     config["text_config"] = published_dialect(config["text_config"])
     quantization = plan.quantization()
     return {**config, "quantization": quantization} if quantization else config
-
-
-def published_dialect(text: dict[str, Any]) -> dict[str, Any]:
-    """text_config with `global_head_dim` and `num_global_key_value_heads`, the only form that every reader knows."""
-    full = [i for i, kind in enumerate(text.get("layer_types") or []) if kind == FULL]
-    per_layer = {int(index): sizes for index, sizes in (text.get("per_layer_config") or {}).items()}
-    sizes = per_layer.get(full[0], {}) if full else {}
-    if set(per_layer) != set(full) or any(per_layer[i] != sizes for i in full) or "head_dim" not in sizes:
-        return text
-    text = {k: v for k, v in text.items() if k != "per_layer_config"}
-    kv_heads = sizes.get("num_key_value_heads", text["num_key_value_heads"])
-    return {
-        "final_logit_softcapping": 30.0,  # the saved form leaves the class's default out
-        **text,
-        "global_head_dim": sizes["head_dim"],
-        "num_global_key_value_heads": kv_heads,
-    }
 
 
 def _diffusion_defaults(source: Source) -> dict[str, Any]:

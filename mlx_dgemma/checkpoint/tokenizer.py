@@ -38,6 +38,10 @@ class Tokenizer(Protocol):
     def pad_token_id(self) -> int | None:
         """What fills a canvas behind the end of the text."""
 
+    @property
+    def unk_token_id(self) -> int | None:
+        """What stands for text that the vocabulary has no token for; None where nothing is ever lost."""
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str: ...

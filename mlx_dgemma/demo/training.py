@@ -6,6 +6,7 @@ position; self-conditioning on half of the batches (a first pass without gradien
 loss with weight 1. Seeded: the same steps and thread count make the same checkpoint again.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, 
 from transformers.models.diffusion_gemma import DiffusionGemmaGenerationConfig
 
 from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, EOS, PAD, SPECIAL, build_tokenizer, write_tokenizer
+from mlx_dgemma.model.config import published_dialect, read_config
 from mlx_dgemma.tasks import TASKS, examples
 
 CANVAS = 64
@@ -261,4 +263,7 @@ def save(model: DiffusionGemmaForBlockDiffusion, folder: Path) -> None:
     half.load_state_dict(state)
     half.generation_config = generation_config()
     half.save_pretrained(folder)
+    config = read_config(folder / "config.json")
+    config["text_config"] = published_dialect(config["text_config"])  # which every reader knows
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(folder)

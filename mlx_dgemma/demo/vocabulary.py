@@ -11,9 +11,13 @@ from tokenizers.models import WordLevel
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<turn|>", "<|turn>user\n", "<|turn>model\n", "<|turn>system\n")
 PAD, EOS, BOS, END_OF_TURN = 0, 1, 2, 4
 CHARACTERS = "\n " + string.digits + string.ascii_letters + ".,:;!?'\"()[]{}<>|+-*/=_&%#@$"
+# As Gemma's: a content is a text or a list of parts, trimmed.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n{{ message['content'] }}<turn|>\n"
+    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}"
+    "{% endfor %}{% endif %}<turn|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
 

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mlx_dgemma.diffusion.strategies import Acceptance, Stopping, TemperatureSchedule, TokenChoice
 from mlx_dgemma.errors import DGemmaError, first_line
@@ -59,6 +59,8 @@ class GenerationConfig:
     acceptance: Acceptance | None = None
     stopping: Stopping | None = None
 
+    _given: ClassVar[frozenset[str]] = frozenset()  # each object has its own
+
     def __new__(cls, **given: Any) -> "GenerationConfig":
         config = super().__new__(cls)
         object.__setattr__(config, "_given", frozenset(given))
@@ -99,6 +101,11 @@ class GenerationConfig:
             unused = [n for n in numbers if n in self._given and getattr(self, n) != _DEFAULTS[n]]
             if unused:
                 raise DGemmaError(f"{unused[0]} is of no use beside {name}={strategy!r}; leave one of them out")
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The fields that were given, by name; the others are defaults."""
+        return self._given
 
     def over(self, base: "GenerationConfig") -> "GenerationConfig":
         """These settings where they were given, `base` elsewhere."""

@@ -227,6 +227,23 @@ def _rope(text: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"rope_type": rope_type, **rope}
 
 
+def published_dialect(text: dict[str, Any]) -> dict[str, Any]:
+    """text_config with `global_head_dim` and `num_global_key_value_heads`, the only form that every reader knows."""
+    full = [i for i, kind in enumerate(text.get("layer_types") or []) if kind == FULL]
+    per_layer = {int(index): sizes for index, sizes in (text.get("per_layer_config") or {}).items()}
+    sizes = per_layer.get(full[0], {}) if full else {}
+    if set(per_layer) != set(full) or any(per_layer[i] != sizes for i in full) or "head_dim" not in sizes:
+        return text
+    text = {k: v for k, v in text.items() if k != "per_layer_config"}
+    kv_heads = sizes.get("num_key_value_heads", text["num_key_value_heads"])
+    return {
+        "final_logit_softcapping": 30.0,  # the saved form leaves the class's default out
+        **text,
+        "global_head_dim": sizes["head_dim"],
+        "num_global_key_value_heads": kv_heads,
+    }
+
+
 def quantization_of(content: dict[str, Any]) -> dict[str, Any] | None:
     """MLX's `quantization` dict of a config.json: group_size, bits, mode, and overrides by module path."""
     quantization = content.get("quantization")

@@ -1,5 +1,6 @@
 """Starting work, waiting for it, what a Mac's GPU keeps in memory, and what is said when memory runs out."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,11 @@ def recommended() -> int | None:
     if not mx.metal.is_available():
         return None
     return int(mx.device_info()["max_recommended_working_set_size"])
+
+
+def total() -> int:
+    """Bytes that a run may use in all: what a Mac's GPU may hold, or the machine's memory."""
+    return recommended() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def use_wiring(enabled: bool) -> None:

@@ -18,6 +18,7 @@ from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import softcap
+from mlx_dgemma.text.prompts import encode
 from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.template import Piece, closed, parse_pieces
 
@@ -67,15 +68,25 @@ def _check(labels: Sequence[str]) -> None:
             raise DGemmaError(f"label {label!r} is given twice; give each once")
 
 
+def _label_tokens(tokenizer: Tokenizer, spaces: str, labels: Sequence[str]) -> list[tuple[int, ...]]:
+    """Each label's token ids, with the spaces before it."""
+    found: dict[tuple[int, ...], str] = {}
+    for label in labels:
+        ids = tuple(encode(tokenizer, spaces + label, f"label {label!a}"))
+        if not ids:
+            raise DGemmaError(f"label {label!a} has no token in this checkpoint's vocabulary; leave it out")
+        if ids in found:
+            raise DGemmaError(f"labels {found[ids]!a} and {label!a} are the same tokens; leave one of them out")
+        found[ids] = label
+    return list(found)
+
+
 def _slots(
     tokenizer: Tokenizer, pieces: list[Piece], labels: Sequence[Sequence[str]], end: Sequence[int], length: int
 ) -> list[_Slot]:
     """The slots in order, each with its canvas of `length` positions."""
     places = [i for i, piece in enumerate(pieces) if piece.is_slot]
-    tokens = {
-        i: [tuple(tokenizer.encode(pieces[i].spaces + label, add_special_tokens=False)) for label in own]
-        for i, own in zip(places, labels, strict=True)
-    }
+    tokens = {i: _label_tokens(tokenizer, pieces[i].spaces, own) for i, own in zip(places, labels, strict=True)}
     free = {i: (None,) * max(map(len, tokens[i])) for i in places}
     slots = []
     for place in places:

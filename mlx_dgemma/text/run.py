@@ -11,6 +11,9 @@ from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.noise import Noise, SeededNoise
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering, steerings
+from mlx_dgemma.diffusion.vocabulary import BLOCK
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
@@ -65,13 +68,45 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
 
     Raises:
         DGemmaError: an empty or too long prompt, a token id outside the vocabulary, text without a tokenizer, a
-            template or draft that cannot be used.
+            template or draft that cannot be used, more tokens than there are positions, more samples than fit memory.
     """
     settings = request.settings.over(model.generation_config)
     ids = prompt_ids(tokenizer, request.prompt, request.chat_template)
     check_ids(model, ids)
     size, plan = model.config.canvas_length, request.plan
     given, draft = given_and_draft(tokenizer, plan, settings.eos_token_id, size)
+    _check_bounds(model, request, len(ids), len(given))
     steered = steerings(given, draft, plan.noise, plan.seed, size, model.config.vocab_size)
     settings = replace(settings, max_new_tokens=max(settings.max_new_tokens, len(given)))
     return Run(model, tokenizer, request, ids, settings, given, steered)
+
+
+def _check_bounds(model: DiffusionGemma, request: Request, prompt: int, given: int) -> None:
+    """Raises DGemmaError for what positions or memory do not hold; lengths are in tokens."""
+    size, most = model.config.canvas_length, model.config.max_position_embeddings
+    if prompt + math.ceil(given / size) * size > most:
+        raise DGemmaError(
+            f"canvas: {given} given tokens behind a prompt of {prompt} exceed max_position_embeddings ({most}); "
+            "shorten it"
+        )
+    wanted = request.settings.max_new_tokens
+    if "max_new_tokens" in request.settings.given and wanted > most:
+        raise DGemmaError(f"max_new_tokens is {wanted}, more than max_position_embeddings ({most}); lower it")
+    own, room = sample_bytes(model, prompt), memory.total()
+    if request.samples > 1 and request.samples * own > room:
+        raise DGemmaError(
+            f"{request.samples} samples take about {request.samples * own / 1e9:,.0f} GB, this machine has "
+            f"{room / 1e9:,.0f} GB; ask for at most {max(1, room // own)}"
+        )
+
+
+def sample_bytes(model: DiffusionGemma, prompt: int) -> int:
+    """What a row of a batch takes, roughly: its prefix behind so many tokens, and its part of a step's workspace."""
+    config, dtype = model.config, model.embedding_scale.dtype.size
+    length = prompt + config.canvas_length
+    prefix = 0
+    for layer in config.layers:
+        seen = length if layer.window is None else min(length, layer.window + config.canvas_length)
+        prefix += 2 * layer.num_key_value_heads * layer.head_dim * seen * dtype
+    block = 3 * min(BLOCK, config.vocab_size) * 4  # scores, exponentials, their products
+    return prefix + config.canvas_length * (block + 16 * config.hidden_size * 4)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.text.prompts import encode
 from mlx_dgemma.text.request import CanvasPlan
 
+MAX_GAP = 1 << 20  # tokens: longer than any context
 _GAP = re.compile(r"(?<!\\)\{(\d*|\?)\}")
 
 
@@ -74,20 +76,28 @@ def parse_pieces(tokenizer: Tokenizer | None, template: str) -> tuple[list[Piece
     for gap in _GAP.finditer(template):
         text, position = template[position : gap.start()], gap.end()
         spaces = text[len(text.rstrip(" ")) :] if gap[1] == "?" else ""
-        pieces.append(Piece(tuple(encode(tokenizer, text.removesuffix(spaces)))))
+        pieces.append(Piece(tuple(_encode(tokenizer, text.removesuffix(spaces)))))
         if gap[1] == "?":
             pieces.append(Piece(is_slot=True, spaces=spaces))
         elif gap[1]:
-            if int(gap[1]) == 0:
-                raise DGemmaError("template: a gap {0} holds no token; give its length, {10} say")
-            pieces.append(Piece((None,) * int(gap[1])))
+            pieces.append(Piece((None,) * _length(gap[1])))
         elif position == len(template):
             return pieces, True
         else:
             raise DGemmaError(
                 "template: {} leaves the rest free and must stand at the end; give gaps a length, {10} say"
             )
-    return [*pieces, Piece(tuple(encode(tokenizer, template[position:])))], False
+    return [*pieces, Piece(tuple(_encode(tokenizer, template[position:])))], False
+
+
+def _length(digits: str) -> int:
+    """Of a gap, in tokens."""
+    shown = digits if len(digits) <= 12 else f"{digits[:9]}…"
+    if len(digits) > 12 or int(digits) > MAX_GAP:
+        raise DGemmaError(f"template: a gap {{{shown}}} is longer than any context; give at most {MAX_GAP} tokens")
+    if int(digits) == 0:
+        raise DGemmaError("template: a gap {0} holds no token; give its length, {10} say")
+    return int(digits)
 
 
 def parse_draft(tokenizer: Tokenizer | None, text: str, end: Sequence[int], canvas: int) -> list[int]:
@@ -96,7 +106,7 @@ def parse_draft(tokenizer: Tokenizer | None, text: str, end: Sequence[int], canv
     Raises:
         DGemmaError: no tokenizer, a draft that is empty or does not fit a canvas with its end.
     """
-    ids = encode(tokenizer, text)
+    ids = _encode(tokenizer, text, "the draft")
     room = canvas - bool(end)
     if not 0 < len(ids) <= room:
         raise DGemmaError(f"the draft has {len(ids)} tokens; give 1 to {room}, which one canvas holds with its end")
@@ -110,8 +120,8 @@ def closed(tokenizer: Tokenizer | None, ids: list[int | None], end: Sequence[int
     return ids + [pad] * (-len(ids) % canvas)
 
 
-def encode(tokenizer: Tokenizer | None, text: str) -> list[int]:
+def _encode(tokenizer: Tokenizer | None, text: str, what: str = "template") -> list[int]:
     """Token ids of a piece of text, without special tokens."""
     if tokenizer is None:
         raise DGemmaError("the checkpoint has no tokenizer files; give canvas=[token ids or None]")
-    return tokenizer.encode(text.replace("\\{", "{"), add_special_tokens=False) if text else []
+    return encode(tokenizer, text.replace("\\{", "{"), what) if text else []

@@ -4,6 +4,8 @@ pip install mlx-vlm && python -m pytest tests/compat
 """
 
 import json
+import subprocess
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +15,7 @@ from transformers import DiffusionGemmaConfig
 
 from convert.__main__ import main
 from mlx_dgemma import load
+from mlx_dgemma.checkpoint.loading import EMBEDDED
 from tests import conftest
 from tests.conftest import CANVAS, random_reference
 
@@ -79,3 +82,14 @@ def test_we_load_what_mlx_vlm_converts(wide_folder, tmp_path, bits):
     mlx_vlm.convert(hf_path=str(wide_folder), mlx_path=str(target), **options)
     ours, expected = our_logits(target), their_logits(target)
     assert np.abs(ours - expected).max() <= 1e-3 * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("upper abc", "ABC"), ("  roman 1994 ", "MCMXCIV")])
+def test_mlx_vlm_answers_from_our_folder_as_we_do(tmp_path, prompt, answer):
+    """Its messages are lists of parts, which our chat template takes; on a CPU it multiplies float32 only."""
+    target = tmp_path / "target"
+    assert main(["--hf-path", str(EMBEDDED), "--mlx-path", str(target), "--dtype", "float32"]) == 0
+    command = [sys.executable, "-m", "mlx_vlm.generate", "--model", str(target), "--prompt", prompt]
+    command += ["--max-tokens", "64", "--diffusion-sampler", "entropy-bound"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip().splitlines()[-1] == answer

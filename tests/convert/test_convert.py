@@ -642,6 +642,7 @@ def test_generate_says_that_the_denoiser_is_untrained(gemma4, to_target, capsys)
     target = to_target(source=gemma4[1])
     shutil.copy(ROOT / "mlx_dgemma/checkpoint/embedded/tokenizer.json", target)
     shutil.copy(ROOT / "mlx_dgemma/checkpoint/embedded/tokenizer_config.json", target)
+    shutil.copy(ROOT / "mlx_dgemma/checkpoint/embedded/chat_template.jinja", target)
     assert generate.main(["--model", str(target), "--prompt", "ab", "--max-denoising-steps", "1"]) == 0
     assert "warning: this denoiser is untrained" in capsys.readouterr().err
 
