@@ -2,146 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_writable
-from mlx_dgemma.tasks import TASKS
-from mlx_dgemma.terminal.cli import Parser, exit_code
-from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
-from mlx_dgemma.terminal.result import as_json, summary
-from mlx_dgemma.text.request import MAX_SEED, CanvasPlan, Prompt, Request
+from mlx_dgemma.tasks import is_known
+from mlx_dgemma.terminal import signals
+from mlx_dgemma.terminal.arguments import Options, parse
+from mlx_dgemma.terminal.cli import exit_code, say
+from mlx_dgemma.terminal.options import REAL
+from mlx_dgemma.terminal.plain import line
+from mlx_dgemma.terminal.result import as_json, empty, summary
+from mlx_dgemma.text.request import Request
 
 if TYPE_CHECKING:
     from mlx_dgemma.terminal.progress import ProgressLine
     from mlx_dgemma.text.engine import Engine
-    from mlx_dgemma.text.events import TextCanvas
+    from mlx_dgemma.text.events import GenerationResult, TextCanvas
     from mlx_dgemma.trace.recorder import Recorder
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for beside the request.
-
-    Attributes:
-        model: checkpoint folder or hub repository; None is the embedded one.
-        template: with slots for the labels of `choices`.
-        choices: labels, for all slots or a list a slot; None writes a text.
-        trace: file to record the run in.
-        json, quiet, watch: how it is shown.
-    """
-
-    model: str | None
-    template: str
-    choices: list[list[str]] | None
-    trace: str | None
-    json: bool
-    quiet: bool
-    watch: bool
-
-
-def build_parser() -> argparse.ArgumentParser:
-    tasks = "\n".join(f"  {task.prompt(task.example):24} {task.about}" for task in TASKS.values())
-    parser = Parser(
-        prog="dgemma-generate",
-        description="Generate text with DiffusionGemma: whole canvases of tokens are denoised at once.",
-        epilog=f"Without --model a small embedded checkpoint answers, which knows these tasks:\n{tasks}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model(parser)
-    add = parser.add_argument
-    add("--prompt", metavar="P", required=True, help="the user's text; - reads it from stdin")
-    add("--system", metavar="S", help="a system turn before the prompt")
-    add("--no-chat-template", action="store_true", help="give the prompt to the model as it is")
-    add("--seed", type=int, default=0, help="of the noise (default: 0)")
-    add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--trace", metavar="FILE", help="record every denoising step in FILE (.npz), which dgemma-report shows")
-    stderr = parser.add_mutually_exclusive_group()
-    stderr.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
-    stderr.add_argument("--watch", action="store_true", help="show the canvas on the terminal while it is denoised")
-    _add_steering(parser)
-    add_settings(parser)
-    return parser
-
-
-def _add_steering(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("steering (gaps and drafts, see the README)").add_argument
-    add("--template", metavar="T", help="text with gaps: {10} holds ten tokens, {} at the end as many as it takes")
-    add("--init", metavar="TEXT", help="start the first canvas from this draft instead of noise")
-    add("--noise", type=float, metavar="SHARE", help="share of the draft that is replaced by noise (default: 0)")
-    about = (
-        "write nothing: print how likely each of these labels is in a slot {?} of T (once for all slots, or for each)"
-    )
-    add("--choose", metavar="A,B", action="append", help=about)
-    add(
-        "--num-samples", type=int, default=1, metavar="N", help="N texts at once, with seeds from --seed on, best first"
-    )
+UNKNOWN = (
+    "note: the embedded checkpoint is a demonstration that knows seven tasks (--help lists them), and this is none of "
+    f"them; for anything else: --model {REAL}"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if not 0 <= args.seed <= MAX_SEED:
-        parser.error(f"--seed must be between 0 and 2^63 - 1, got {args.seed}")
-    try:
-        settings_of(args)
-    except DGemmaError as error:
-        parser.error(str(error))
-    _check_steering(parser, args)
-    if args.prompt == "-":
-        args.prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-    if not args.prompt.strip():
-        parser.error("the prompt is empty; give a text")
-    return exit_code(lambda: run(request_of(args), options_of(args)), "interrupted before the first canvas was begun")
-
-
-def _check_steering(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """What goes together, as usage errors."""
-    if args.noise is not None and args.init is None:
-        parser.error("--noise needs --init, the draft to put noise on")
-    if args.noise is not None and not 0 <= args.noise <= 1:
-        parser.error(f"--noise must be between 0 and 1, got {args.noise}")
-    if args.num_samples < 1:
-        parser.error(f"--num-samples must be at least 1, got {args.num_samples}")
-    what = "--choose" if args.choose is not None else "--num-samples" if args.num_samples > 1 else None
-    others = {"--watch": args.watch, "--trace": args.trace is not None}
-    if args.choose is not None:
-        others |= {"--init": args.init is not None, "--num-samples": args.num_samples > 1}
-    for other, is_given in others.items():
-        if what and is_given:
-            parser.error(f"{what} does not go with {other}; leave one out")
-
-
-def request_of(args: argparse.Namespace) -> Request:
-    """The request that was typed."""
-    plan = CanvasPlan(
-        () if args.template is None else args.template, () if args.init is None else args.init, args.noise or 0.0,
-        args.seed,
-    )  # fmt: skip
-    return Request(
-        _prompt(args), settings=settings_of(args), seed=args.seed, canvas=() if args.choose is not None else plan,
-        samples=args.num_samples, chat_template=not args.no_chat_template,
-    )  # fmt: skip
-
-
-def _prompt(args: argparse.Namespace) -> Prompt:
-    if args.system is None:
-        return args.prompt
-    if args.no_chat_template:
-        raise DGemmaError("--system needs the chat template; drop --no-chat-template")
-    return [{"role": "system", "content": args.system}, {"role": "user", "content": args.prompt}]
-
-
-def options_of(args: argparse.Namespace) -> Options:
-    """What was typed beside the request."""
-    choices = args.choose and [[label.strip() for label in own.split(",")] for own in args.choose]
-    template = "{?}" if args.template is None else args.template
-    return Options(args.model, template, choices, args.trace, args.json, args.quiet, args.watch)
+    told = "interrupted before the first canvas was begun"
+    return exit_code(lambda: run(*parse(argv)), told, ends_process=argv is None)
 
 
 def run(request: Request, options: Options) -> int:
@@ -149,12 +41,18 @@ def run(request: Request, options: Options) -> int:
     if options.trace is not None:
         check_writable(options.trace)
     # Late, so that --help and a mistyped option answer at once.
-    from mlx_dgemma.terminal.progress import ProgressLine
+    with signals.uninterrupted():
+        from mlx_dgemma.terminal.progress import ProgressLine
+        from mlx_dgemma.terminal.start import load_engine
 
     progress = ProgressLine(enabled=not options.quiet)
     progress.show("loading …")
     try:
-        engine = _load(options, progress)
+        engine = load_engine(options.model, options.dtype, wire=options.wire, quiet=options.quiet)
+        engine.prepare(request)  # what cannot be done is told before what will not be right
+        if engine.checkpoint == "embedded" and not options.quiet and not is_known(_user(request)):
+            progress.clear()
+            say(UNKNOWN)
         if options.choices is not None:
             return _choose(engine, request, options, progress)
         if request.samples > 1:
@@ -162,17 +60,6 @@ def run(request: Request, options: Options) -> int:
         return _text(engine, request, options, progress)
     finally:
         progress.clear()
-
-
-def _load(options: Options, progress: ProgressLine) -> Engine:
-    """The engine, with a warning where the denoiser is untrained."""
-    from mlx_dgemma.text.engine import Engine
-
-    engine = Engine.load(options.model)
-    if not engine.model.config.denoiser_trained and not options.quiet:
-        progress.clear()
-        print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
-    return engine
 
 
 def _text(engine: Engine, request: Request, options: Options, progress: ProgressLine) -> int:
@@ -187,41 +74,52 @@ def _text(engine: Engine, request: Request, options: Options, progress: Progress
         from mlx_dgemma.terminal.watch import live_canvas
 
         stops = request.settings.over(engine.model.generation_config).eos_token_id
-        progress = live_canvas(progress, engine.tokenizer, stops)
+        progress = live_canvas(progress, engine.tokenizer, stops, options.watch_delay)
     done: list[TextCanvas] = []
     finish_reason = None
     try:
         for event in stream if recorder is None else record(stream, recorder):
+            signals.check()
             if isinstance(event, TextCanvas):
                 done.append(event)
                 progress.text("" if options.json else event.text)
             else:
                 progress.step(event)
     except KeyboardInterrupt:
+        signals.hold()
         finish_reason = "interrupted"
     finally:  # whatever ended the run, what was recorded is kept
         progress.clear()
-        saved = _save(recorder, options.trace)
+        saved = _save(recorder, options)
     result = collect(done, finish_reason)
     if options.json:
         print(json.dumps({**_known(engine, request), **as_json(result)}, ensure_ascii=False))
     elif result.text and not result.text.endswith("\n"):
         print()
+    _tell(result, options)
+    return signals.exit_code() if finish_reason else 0 if saved else 1
+
+
+def _tell(result: GenerationResult, options: Options) -> None:
+    """A summary; and, even when quiet, a word on a text that holds nothing."""
+    if nothing := empty(result):
+        say(f"note: {nothing}")
     if not options.quiet:
         print(summary(result), file=sys.stderr)
-    return 0 if saved else 1
 
 
-def _save(recorder: Recorder | None, path: str | None) -> bool:
+def _save(recorder: Recorder | None, options: Options) -> bool:
     """Writes the trace, if there is one; a failure is told, not raised, so that the result is still printed."""
-    if recorder is None or path is None:
+    if recorder is None or options.trace is None:
         return True
     try:
-        recorder.trace().save(path)
-        return True
+        recorder.trace().save(options.trace)
     except DGemmaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return False
+    if not options.quiet:
+        say(f"trace:   {options.trace}, which dgemma-report shows")
+    return True
 
 
 def _choose(engine: Engine, request: Request, options: Options, progress: ProgressLine) -> int:
@@ -236,7 +134,7 @@ def _choose(engine: Engine, request: Request, options: Options, progress: Progre
         return 0
     for number, slot in enumerate(slots, 1):
         for label, p in slot.items():
-            print(*[number][: len(slots) - 1], f"{p:.4f}", label, sep="\t")
+            print(*[number][: len(slots) - 1], f"{p:.4f}", line(label), sep="\t")
     return 0
 
 
@@ -259,15 +157,20 @@ def _samples(engine: Engine, request: Request, options: Options, progress: Progr
     for rank, sample in enumerate(samples, 1):
         if not options.quiet:
             about = f"{sample.mean_log_p:.3g} nats per token, {sample.result.finish_reason}"
-            print(f"sample {rank} of {len(samples)}: seed {sample.seed}, {about}", file=sys.stderr, flush=True)
-        print(sample.result.text.removesuffix("\n"), flush=True)
+            say(f"sample {rank} of {len(samples)}: seed {sample.seed}, {about}")
+        progress.text(sample.result.text.removesuffix("\n") + "\n")
+    _tell(samples[0].result, options)
     return 0
 
 
 def _known(engine: Engine, request: Request) -> dict[str, object]:
     """What every JSON object begins with."""
-    prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"]
-    return {"model": engine.checkpoint, "prompt": prompt, "seed": request.seed}
+    return {"model": engine.checkpoint, "prompt": _user(request), "seed": request.seed}
+
+
+def _user(request: Request) -> str:
+    """What the user's prompt was."""
+    return request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"]
 
 
 if __name__ == "__main__":

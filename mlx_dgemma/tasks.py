@@ -5,6 +5,7 @@ prompts (by CRC-32) is held out: the trainer never sees them, the evaluation use
 """
 
 import random
+import re
 import string
 import zlib
 from collections.abc import Callable, Iterator
@@ -94,11 +95,22 @@ def _sample_sudoku(rng: random.Random) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of question: `sample` draws an argument, `solutions` lists every right answer to it."""
+    """One kind of question.
+
+    Attributes:
+        name: what a prompt begins with.
+        about: for a list of tasks.
+        example: an argument.
+        knows: whether an argument is of the kind that training drew.
+        sample: draws an argument.
+        solutions: every right answer to one.
+        weight: share of training, relative to the other tasks.
+    """
 
     name: str
     about: str
     example: str
+    knows: Callable[[str], bool]
     sample: Callable[[random.Random], str]
     solutions: Callable[[str], list[str]]
     weight: float = 1.0
@@ -111,22 +123,42 @@ class Task:
         return answer in self.solutions(prompt.removeprefix(f"{self.name} "))
 
 
+def _like(pattern: str) -> Callable[[str], bool]:
+    return lambda argument: re.fullmatch(pattern, argument) is not None
+
+
+def _knows_count(argument: str) -> bool:
+    ends = re.fullmatch(r"([1-9]\d) to ([1-9]\d)", argument)
+    return ends is not None and 22 <= int(ends[2]) - int(ends[1]) <= 40
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("upper", "capital letters", "hello world", _sample_upper, lambda s: [s.upper()], 0.8),
-        Task("reverse", "the letters backwards", "canvas", lambda r: _letters(r, 3, 20), lambda s: [s[::-1]]),
-        Task("sort", "the letters in order", "diffusion", lambda r: _letters(r, 3, 12), lambda s: ["".join(sorted(s))]),
-        Task("spell", "a number below 10000 in words", "1842", lambda r: str(r.randrange(10000)),
-             lambda s: [spell(int(s))], 1.5),
-        Task("roman", "a number below 4000 in Roman numerals", "1994", lambda r: str(r.randrange(1, 4000)),
-             lambda s: [roman(int(s))]),
-        Task("count", "count between two-digit numbers 22 to 40 apart (two canvases)", "18 to 50", _sample_count,
-             lambda s: [count(*map(int, s.split(" to ")))], 1.5),
-        Task("sudoku", "a 4x4 Sudoku, row by row (many denoising steps)", "1..4..1.2....3.1", _sample_sudoku,
-             lambda s: [grid for grid in sudoku_grids() if keeps(s, grid)], 1.5),
+        Task("upper", "capital letters", "hello world", _like("[a-z]{2,12}( [a-z]{2,12}){0,3}"), _sample_upper,
+             lambda s: [s.upper()], 0.8),
+        Task("reverse", "the letters backwards", "canvas", _like("[a-z]{2,20}"), lambda r: _letters(r, 3, 20),
+             lambda s: [s[::-1]]),
+        Task("sort", "the letters in order", "diffusion", _like("[a-z]{3,12}"), lambda r: _letters(r, 3, 12),
+             lambda s: ["".join(sorted(s))]),
+        Task("spell", "a number below 10000 in words", "1842", _like(r"[1-9]\d{1,3}"),
+             lambda r: str(r.randrange(10000)), lambda s: [spell(int(s))], 1.5),
+        Task("roman", "a number below 4000 in Roman numerals", "1994", _like(r"[1-9]\d{0,2}|[1-3]\d{3}"),
+             lambda r: str(r.randrange(1, 4000)), lambda s: [roman(int(s))]),
+        Task("count", "count between two-digit numbers 22 to 40 apart (two canvases)", "18 to 50", _knows_count,
+             _sample_count, lambda s: [count(*map(int, s.split(" to ")))], 1.5),
+        Task("sudoku", "a 4x4 Sudoku, row by row (many denoising steps)", "1..4..1.2....3.1", _like("[1-4.]{16}"),
+             _sample_sudoku, lambda s: [grid for grid in sudoku_grids() if keeps(s, grid)], 1.5),
     )
 }  # fmt: skip
+
+
+def is_known(prompt: str) -> bool:
+    """Whether the embedded checkpoint has learned prompts of this kind; white space at its ends does not count."""
+    name, _, argument = prompt.strip().partition(" ")
+    return name in TASKS and TASKS[name].knows(argument)
+
+
 HARD = "sudoku with 4 given"  # the hardest puzzles of the task, in a row of their own
 ROWS = (*TASKS, HARD)
 MAX_NEW_TOKENS = 128  # the longest answers, those of count, take two canvases of 64

@@ -9,7 +9,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import Parser, exit_code
+from mlx_dgemma.terminal.options import add_model
 
 if TYPE_CHECKING:
     from mlx_dgemma.bench.measure import Report
@@ -24,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="A real text needs its own number of steps: dgemma-generate tells it.",
     )
     add = parser.add_argument
-    add("--model", metavar="M", help="checkpoint folder or hub repository (default: the embedded checkpoint)")
+    add_model(parser)
     add("--prompt-length", type=int, default=128, metavar="N", help="random tokens in the prefix (default: 128)")
     add(
         "--steps",
@@ -47,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    return exit_code(lambda: run(parse(argv)), "interrupted", ends_process=argv is None)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options, checked."""
     parser = build_parser()
     args = parser.parse_args(argv)
     for name, lowest in (("prompt_length", 1), ("steps", MIN_STEPS), ("repeat", 1), ("seed", 0)):
@@ -55,14 +62,16 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{option} must be at least {lowest}, got {value}")
         if value >= 2**31:
             parser.error(f"{option} must be below 2^31, got {value}")
-    return exit_code(lambda: run(args), "interrupted")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
-    from mlx_dgemma.bench.measure import Options, run_benchmark  # late, so that --help answers at once
+    with signals.uninterrupted():  # late, so that --help answers at once
+        from mlx_dgemma.bench.measure import Options, run_benchmark
 
-    report = run_benchmark(Options(args.model, args.prompt_length, args.steps, args.repeat, args.seed))
+    asked = Options(args.model, args.prompt_length, args.steps, args.repeat, args.seed, args.dtype, args.wire)
+    report = run_benchmark(asked)
     print(json.dumps(asdict(report)) if args.json else table(report))
     return 0
 

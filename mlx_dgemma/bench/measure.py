@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx_dgemma.bench import machine
 from mlx_dgemma.bench.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
 from mlx_dgemma.checkpoint.headers import by_target, read_headers
-from mlx_dgemma.checkpoint.loading import load, resolve
+from mlx_dgemma.checkpoint.loading import resolve
 from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.settings import GenerationConfig
@@ -19,6 +19,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.terminal.start import load_engine
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Options:
         steps: denoising steps per canvas, at least 3: the first and the last do less than the others.
         repeat: how often everything is measured, after one run that does not count.
         seed: of prompt and noise.
+        dtype, wire: how the checkpoint is loaded, see `terminal.start`.
     """
 
     model: str | None = None
@@ -93,12 +95,14 @@ class Options:
     steps: int = 8
     repeat: int = 3
     seed: int = 0
+    dtype: str | None = None
+    wire: bool = True
 
 
 def run_benchmark(options: Options) -> Report:
     """Loads the model and measures."""
     folder = resolve(options.model)
-    model, _ = load(folder)
+    model = load_engine(options.model, options.dtype, wire=options.wire).model
     config, dtype = model.config, model.embedding_scale.dtype
     if options.prompt_length + config.canvas_length > config.max_position_embeddings:
         limit = config.max_position_embeddings - config.canvas_length

@@ -231,11 +231,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    return exit_code(lambda: run(parse(argv)), "interrupted", ends_process=argv is None)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options, checked."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.prefix < 0 or args.steps < 1:
         parser.error("--prefix must be at least 0 and --steps at least 1")
-    return exit_code(lambda: run(args), "interrupted")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:

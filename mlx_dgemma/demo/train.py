@@ -26,8 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return exit_code(lambda: run(args), "interrupted; what was saved last is in --output")
+    told = "interrupted; what was saved last is in --output"
+    return exit_code(lambda: run(build_parser().parse_args(argv)), told, ends_process=argv is None)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,8 +6,9 @@ Source of the rules: transformers, DiffusionGemmaGenerationConfig.validate and E
 import json
 import math
 from dataclasses import dataclass, fields
+from inspect import Signature, signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from mlx_dgemma.diffusion.strategies import Acceptance, Stopping, TemperatureSchedule, TokenChoice
 from mlx_dgemma.errors import DGemmaError, first_line
@@ -59,7 +60,8 @@ class GenerationConfig:
     acceptance: Acceptance | None = None
     stopping: Stopping | None = None
 
-    _given: ClassVar[frozenset[str]] = frozenset()  # each object has its own
+    if TYPE_CHECKING:
+        _given: frozenset[str]
 
     def __new__(cls, **given: Any) -> "GenerationConfig":
         config = super().__new__(cls)
@@ -148,6 +150,8 @@ class GenerationConfig:
             raise DGemmaError(f"{path}: {first_line(error)}") from None
 
 
+# `__new__` hides the fields from `help` and completion
+GenerationConfig.__signature__ = Signature(list(signature(GenerationConfig.__init__).parameters.values())[1:])
 _DEFAULTS = {f.name: f.default for f in fields(GenerationConfig)}
 
 

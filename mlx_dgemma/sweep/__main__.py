@@ -14,7 +14,9 @@ from mlx_dgemma.sweep.questions import Question, draw_questions, read_pairs
 from mlx_dgemma.sweep.summary import markdown, summarise, table
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
 from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
-from mlx_dgemma.terminal.cli import Parser, exit_code
+from mlx_dgemma.terminal import signals
+from mlx_dgemma.terminal.cli import Parser, exit_code, say
+from mlx_dgemma.terminal.options import add_model
 
 N = 100
 
@@ -28,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--set", action="append", default=[], metavar="FIELD=V,V", help="values of a setting; the grid is the product")
-    add("--model", metavar="M", help="checkpoint folder or hub repository (default: the embedded checkpoint)")
+    add_model(parser)
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of the embedded checkpoint (its default: all)")
     asked.add_argument("--data", type=Path, metavar="F", help='JSONL file of {"prompt": …, "answer": …} lines')
@@ -45,13 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    told = "interrupted before the first generation"
+    return exit_code(lambda: run(*parse(argv)), told, ends_process=argv is None)
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Grid]:
+    """The options, checked, and the grid."""
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        grid = check_usage(args)
+        return args, check_usage(args)
     except DGemmaError as error:
         parser.error(str(error))
-    return exit_code(lambda: run(args, grid), "interrupted before the first generation")
 
 
 def check_usage(args: argparse.Namespace) -> Grid:
@@ -90,8 +97,8 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
     show(*table(lines, grid))
     if not finished:
         told = f"interrupted after {len(rows)} of {len(plan)} generations; the same command goes on with --resume"
-        print(told, file=sys.stderr)
-        return 1
+        say(told)
+        return signals.exit_code()
     if args.plot is not None:
         frontier.plot(lines, grid, title(args, grid), args.plot)
     return 0
@@ -126,13 +133,12 @@ def carry_out(
 ) -> bool:
     """Appends to `rows`, and to the CSV, what the plan has beyond them; whether it came to the end."""
     # late: MLX is not needed for --help, a mistyped option, or the table of a finished run
+    from mlx_dgemma.terminal.start import load_engine
+
+    engine = load_engine(args.model, args.dtype, wire=args.wire)
     from mlx_dgemma.sweep.progress import progress
     from mlx_dgemma.sweep.runner import Runner
-    from mlx_dgemma.text.engine import Engine
 
-    engine = Engine.load(args.model)
-    if not engine.model.config.denoiser_trained:
-        print("warning: this denoiser is untrained (patched Gemma 4 weights); expect noise", file=sys.stderr)
     runner, left = Runner(engine, _base(args), args.seed), plan[len(rows) :]
     runner.check(left)
     file = journal.go_on(args.output, nbytes) if nbytes else journal.begin(args.output, grid, description)
@@ -143,6 +149,7 @@ def carry_out(
                 rows.append(row)
                 bar.update(1)
         except KeyboardInterrupt:
+            signals.settle()
             return False
     return True
 

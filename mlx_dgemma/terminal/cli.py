@@ -3,42 +3,78 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from mlx_dgemma import __version__
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.terminal import signals
+from mlx_dgemma.terminal.plain import line
+
+CODES = "Exit codes: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C), 143 (SIGTERM)."
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad usage is one line on stderr and exit code 2."""
+    """Bad usage is one line on stderr and exit code 2; no option is taken for another that begins like it."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+        self.epilog = f"{self.epilog}\n\n{CODES}" if self.epilog else CODES
+        self.add_argument("--version", action="version", version=f"mlx-dgemma {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
+        self.exit(2, f"error: {line(message)} (see --help)\n")
 
 
-def exit_code(run: Callable[[], int], interrupted: str) -> int:
-    """Runs a command and returns its exit code: 1, and one line on stderr, if it failed or was interrupted.
+class Elsewhere(argparse.Action):
+    """An option of other programs that has no equal here: the error says what to use."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, instead: str):
+        super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
+        self.instead = instead
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        parser.error(f"{option} is not an option here; {self.instead}")
+
+
+def say(message: object) -> None:
+    """A line on stderr, whatever its text holds."""
+    print(line(message), file=sys.stderr, flush=True)
+
+
+def exit_code(run: Callable[[], int], interrupted: str, *, ends_process: bool = False) -> int:
+    """Runs a command and returns its exit code; where it failed or was interrupted, one line on stderr says so.
 
     Args:
         run: does the work, writes to stdout, returns the exit code.
-        interrupted: what to say after a Ctrl-C that `run` did not handle itself.
+        interrupted: what to say after a signal that `run` did not deal with itself.
+        ends_process: whether the process ends when this returns.
     """
-    try:
-        sys.stdout.reconfigure(encoding="utf-8")
-        code = run()
-        sys.stdout.flush()
-        return code
-    except DGemmaError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-    except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        _give_up_stdout()
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _give_up_stdout()
-    return 1
+    with signals.heeded(ends_process=ends_process):
+        try:
+            sys.stdout.reconfigure(encoding="utf-8")
+            code = run()
+            sys.stdout.flush()
+            signals.check()
+            return code
+        except DGemmaError as error:
+            signals.hold()
+            say(f"error: {error}")
+        except KeyboardInterrupt:
+            signals.hold()
+            say(interrupted)
+            return signals.exit_code()
+        except BrokenPipeError:  # the reader of stdout went away, as `head` does
+            signals.hold()
+            _give_up_stdout()
+        except OSError as error:
+            signals.hold()
+            say(f"error: {error}")
+            _give_up_stdout()
+        return 1
 
 
 def require(*packages: str) -> None:

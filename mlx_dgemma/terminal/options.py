@@ -1,20 +1,35 @@
-"""Options that commands share: which checkpoint, and the sampler's settings. No heavy imports."""
+"""Options that commands share: which checkpoint, the sampler's settings, and what people know from other programs."""
 
 import argparse
 from dataclasses import fields
 
 from mlx_dgemma.diffusion.settings import TOKEN_CHOICES, GenerationConfig
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.terminal.cli import Elsewhere
 
+DTYPES = ("bfloat16", "float16", "float32")
+REAL = "mlx-community/diffusiongemma-26B-A4B-it-4bit"
 _SETTINGS = {f.name for f in fields(GenerationConfig)}
+_OTHERS = {
+    ("--temp", "--temperature"): "this sampler's temperature falls while it denoises: --t-max and --t-min",
+    ("--top-p", "--top-k", "--min-p"): "this sampler accepts tokens by their entropy: --entropy-bound",
+    ("--max-kv-size", "--kv-bits"): "the prefix is kept whole and exact",
+    ("--draft-model", "--num-draft-tokens"): "a canvas of tokens is denoised at once, nothing has to be drafted",
+}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, in which type."""
     about = "checkpoint folder or hub repository (default: the embedded checkpoint)"
-    parser.add_argument("--model", metavar="M", help=about)
+    parser.add_argument("-m", "--model", metavar="M", help=about)
+    about = "of weights and activations (default: the checkpoint's own; float32 on a CPU)"
+    parser.add_argument("--dtype", choices=DTYPES, help=about)
+    about = "do not ask macOS to keep the weights in memory"
+    parser.add_argument("--no-wire", dest="wire", action="store_false", help=about)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Options that are fields of `GenerationConfig`, in a group of their own."""
+    """Options that are fields of `GenerationConfig`, in a group of their own; what has no equal says what to use."""
     add = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)").add_argument
     add("--max-tokens", dest="max_new_tokens", type=int, metavar="N", help="length of the text (canvases are whole)")
     add("--max-denoising-steps", type=int, metavar="N", help="denoising steps per canvas, at most")
@@ -25,12 +40,20 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--stability-threshold", type=int, metavar="N", help="previous steps that must agree before it stops")
     add("--soft-embedding-cutoff", type=float, metavar="NATS", help="leave unlikely tokens out of soft embeddings")
     add("--token-choice", choices=TOKEN_CHOICES, help="draw the proposed tokens, or take the most likely ones")
+    for names, instead in _OTHERS.items():
+        parser.add_argument(*names, action=Elsewhere, instead=instead)
 
 
 def settings_of(args: argparse.Namespace) -> GenerationConfig:
     """The settings that were given.
 
     Raises:
-        DGemmaError: a value that its field cannot have.
+        DGemmaError: a value that its field cannot have, in the option's name.
     """
-    return GenerationConfig(**{n: value for n, value in vars(args).items() if n in _SETTINGS and value is not None})
+    given = {name: value for name, value in vars(args).items() if name in _SETTINGS and value is not None}
+    try:
+        return GenerationConfig(**given)
+    except DGemmaError as error:
+        name, _, rest = str(error).partition(" ")
+        option = "--max-tokens" if name == "max_new_tokens" else f"--{name.replace('_', '-')}"
+        raise DGemmaError(f"{option if name in given else name} {rest}") from None

@@ -1,12 +1,14 @@
-"""One progress line on a terminal that also shows the text: drawn over the text's last row, which is put back after."""
+"""One progress line on a terminal that also shows the text: drawn on the row below the text's last, and taken away."""
 
 import os
 import sys
 import unicodedata
 
 from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.terminal.plain import harmless
 
 CLEAR = "\r\x1b[K"
+UP = "\x1b[A"
 
 
 class ProgressLine:
@@ -25,20 +27,26 @@ class ProgressLine:
 
     def show(self, line: str) -> None:
         if self.enabled:
-            sys.stderr.write(CLEAR + fit(line, terminal_size().columns - 1))
+            below = "\n" if not self._drawn and self._is_below_text() else ""
+            sys.stderr.write(below + CLEAR + fit(line, terminal_size().columns - 1))
             sys.stderr.flush()
             self._drawn = True
 
     def clear(self) -> None:
-        """Takes the line away and puts the text's last row back."""
+        """Takes the line away and puts the cursor where the text ends."""
         if self._drawn:
-            sys.stderr.write(CLEAR + (last_row(self._line, terminal_size().columns) if self._shares_terminal else ""))
+            back = UP + "\r" + last_row(self._line, terminal_size().columns) if self._is_below_text() else ""
+            sys.stderr.write(CLEAR + back)
             sys.stderr.flush()
             self._drawn = False
 
+    def _is_below_text(self) -> bool:
+        return self._shares_terminal and bool(self._line)
+
     def text(self, text: str) -> None:
-        """Writes text to stdout."""
+        """Writes text to stdout; on a terminal its control characters are shown, not sent."""
         self.clear()
+        text = harmless(text) if self._shares_terminal else text
         sys.stdout.write(text)
         sys.stdout.flush()
         self._line = (self._line + text).rsplit("\n", 1)[-1]

@@ -17,6 +17,8 @@ def as_json(result: GenerationResult) -> dict[str, object]:
         "tokens": result.tokens,
         "finish_reason": result.finish_reason,
         "steps_per_canvas": result.steps_per_canvas,
+        "log_p": list(result.log_p),
+        "entropy": list(result.entropy),
         "stats": {
             **asdict(stats),
             "prompt_tokens_per_second": stats.prompt_tokens_per_second,
@@ -26,13 +28,25 @@ def as_json(result: GenerationResult) -> dict[str, object]:
     }
 
 
+def empty(result: GenerationResult) -> str | None:
+    """What to say of a text that holds nothing; None for one that does, or that was not finished."""
+    if result.text.strip() or result.finish_reason == "interrupted":
+        return None
+    if result.stats.thought_tokens:
+        return (
+            f"the model wrote a thought of {result.stats.thought_tokens} tokens and no answer; raise --max-tokens if "
+            "it was cut"
+        )
+    return "the model wrote nothing"
+
+
 def summary(result: GenerationResult) -> str:
     """Four lines: prompt, text, steps, memory."""
     stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
     return "\n".join((
         f"prompt:  {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s",
-        f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)}, "
-        f"{stats.tokens_per_second:.1f} tokens/s ({result.finish_reason})",
+        f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)} and "
+        f"{stats.seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s ({result.finish_reason})",
         f"steps:   {steps}, {stats.tokens_per_forward:.1f} tokens per forward",
         f"memory:  {stats.peak_memory / 1e9:.3f} GB at most",
     ))  # fmt: skip

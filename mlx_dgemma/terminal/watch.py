@@ -4,14 +4,13 @@
 """
 
 import functools
+import math
 import os
-import signal
 import sys
 import textwrap
-import unicodedata
+import time
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -22,27 +21,35 @@ from rich.text import Text
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.terminal import signals
+from mlx_dgemma.terminal.plain import NOT_DRAWABLE, drawable
 from mlx_dgemma.terminal.progress import ProgressLine, cells, fit, last_row, step_line, terminal_size
 from mlx_dgemma.text.template import given_end
 
 UNCERTAIN = (0.1, 0.5, 1.5)  # nats: a position that is not accepted is a shade fainter from each of these on
 NOISE = len(UNCERTAIN) + 1  # the level from the last of them on, where no token is shown
 SHADES = {"dark": ("grey74", "grey54", "grey39", "grey27"), "light": ("grey35", "grey54", "grey66", "grey82")}
-NOISE_CELL, STOP, FILLER, NEWLINE, NOT_DRAWABLE = "░", "■", "·", "↵", "\ufffd"
+NOISE_CELL, STOP, FILLER, NEWLINE = "░", "■", "·", "↵"
 HALF_FLAGS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))  # two make a flag; alone they are one column wide, or two
 Row = list[Segment]
 
 
-def live_canvas(progress: ProgressLine, tokenizer: Tokenizer | None, stops: Collection[int]) -> ProgressLine:
+def live_canvas(
+    progress: ProgressLine, tokenizer: Tokenizer | None, stops: Collection[int], delay: float = 0.0
+) -> ProgressLine:
     """The live canvas; where stderr cannot show it, `progress`, after a line that says so.
 
-    `tokenizer` may be None, token ids are shown then; `stops` are the ids of the stop tokens.
+    Args:
+        progress: what shows the steps otherwise.
+        tokenizer: None shows token ids.
+        stops: ids of the stop tokens.
+        delay: seconds that each step is seen at least.
     """
     console = Console(stderr=True)
     # rich can be told to take a file for a terminal, which has no size to fit
     if sys.stderr.isatty() and console.is_terminal and console.is_interactive:
         sys.stderr.reconfigure(encoding="utf-8")
-        return LiveCanvas(console, TokenTexts(tokenizer), stops)
+        return LiveCanvas(console, TokenTexts(tokenizer), stops, delay)
     print("--watch needs a terminal on stderr; showing progress instead", file=sys.stderr)
     return progress
 
@@ -50,26 +57,37 @@ def live_canvas(progress: ProgressLine, tokenizer: Tokenizer | None, stops: Coll
 class LiveCanvas(ProgressLine):
     """Draws canvases on a rich console that is the terminal on stderr; they begin below the text's last row."""
 
-    def __init__(self, console: Console, texts: "TokenTexts", stops: Collection[int]):
+    def __init__(self, console: Console, texts: "TokenTexts", stops: Collection[int], delay: float = 0.0):
         super().__init__(enabled=True)
+        self._delay, self._drawn_at = delay, -math.inf
         self._console, self._texts, self._stops = console, texts, stops
         self._shade = "light" if os.environ.get("COLORFGBG", "").endswith((";7", ";15")) else "dark"
         self._live: Live | None = None
         self._widths: list[int] = []  # of the rows on the screen, in columns
 
     def step(self, event: DenoisingStep) -> None:
-        with _whole():
+        self._wait()
+        with signals.uninterrupted():
             self._measure()
             rows = picture(event, self._texts, self._stops, terminal_size(), self._shade)
             if self._live is None:
                 self._start()
             self._live.update(Segments(_joined(rows)), refresh=True)
             self._widths = [sum(segment.cell_length for segment in row) for row in rows]
+        self._drawn_at = time.monotonic()
+
+    def text(self, text: str) -> None:
+        self._wait()
+        super().text(text)
+
+    def _wait(self) -> None:
+        """Until the step on the screen has been seen."""
+        time.sleep(max(0.0, self._drawn_at + self._delay - time.monotonic()))
 
     def clear(self) -> None:
         """Takes the canvas away and puts the cursor where the text ends."""
         if self._live is not None:
-            with _whole():
+            with signals.uninterrupted():
                 self._measure()
                 self._live.update(Text(""))
                 self._live.stop()
@@ -100,19 +118,6 @@ class LiveCanvas(ProgressLine):
         self._console.size = size
 
 
-@contextmanager
-def _whole() -> Iterator[None]:
-    """Holds Ctrl-C back until a drawing is complete: half of one could not be erased, and would hide the cursor."""
-    pressed = []
-    previous = signal.signal(signal.SIGINT, lambda *arguments: pressed.append(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if pressed and callable(previous):
-            previous(*pressed[0])
-
-
 class TokenTexts(dict[int, str]):
     """What to draw for a token id, decoded when first asked for; ids themselves without a tokenizer."""
 
@@ -124,26 +129,6 @@ class TokenTexts(dict[int, str]):
         text = f"{token} " if self._tokenizer is None else drawable(self._tokenizer.decode([token]))
         self[token] = text
         return text
-
-
-def drawable(text: str) -> str:
-    """A token's text, of which a terminal obeys nothing but newlines; never empty.
-
-    Control characters become their pictures; what has no certain width (joiners, direction marks, private use) or no
-    meaning (surrogates, unassigned) becomes U+FFFD; variation selectors are dropped, as terminals disagree on them.
-    """
-    return "".join(map(_drawable, text)) or NOT_DRAWABLE
-
-
-def _drawable(character: str) -> str:
-    if character == "\n":
-        return character
-    if "\ufe00" <= character <= "\ufe0f":
-        return ""
-    if character < " " or character == "\x7f":
-        return chr(0x2400 + ord(character)) if character < " " else "\u2421"
-    kind = unicodedata.category(character)
-    return NOT_DRAWABLE if kind.startswith("C") or kind in ("Zl", "Zp") else character
 
 
 def picture(

@@ -28,7 +28,8 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+        """Of the text; 0 where no step was made, as for a text that was given whole."""
+        return self.tokens / self.seconds if self.seconds and self.steps else 0.0
 
     @property
     def tokens_per_forward(self) -> float:

@@ -23,10 +23,12 @@ def _stream(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
     for event in canvases:
         if isinstance(event, DenoisingStep):
             last = event
-            yield event
+            with transcript.clock.paused():
+                yield event
             continue
         canvas = transcript.add(_committed(event, last), is_last=run.is_last(event.canvas_index, cache))
-        yield canvas
+        with transcript.clock.paused():
+            yield canvas
         if canvas.finish_reason:
             return
 

@@ -1,5 +1,6 @@
 """Several samples of one prompt at once: rows of a batch over one prefix, each with noise of its own."""
 
+import contextlib
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -56,7 +57,10 @@ def _denoise(run: Run, cache: PrefixCache, rows: list["_Row"], index: int) -> It
     for step in denoise_canvas(ModelDenoiser(run.model, cache), run.settings, noises, shape, index, steering):
         for number, row in enumerate(rows):
             row.note(step, number)
-        yield step
+        with contextlib.ExitStack() as stack:
+            for row in rows:
+                stack.enter_context(row.transcript.clock.paused())
+            yield step
     return mx.broadcast_to(steering.given, shape) if step is None else step.draft
 
 

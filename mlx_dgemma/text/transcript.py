@@ -4,7 +4,8 @@ import codecs
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -39,6 +40,23 @@ class Committed:
     entropy: list[float]
 
 
+class Clock:
+    """Seconds of work since it was made; what a caller does with an event is not the run's time."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        paused = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - paused
+
+
 class Transcript:
     """The text of one run, canvas by canvas; its clock starts when it is made, after a prefill of `prompt_seconds`."""
 
@@ -49,7 +67,7 @@ class Transcript:
         self._given_end = given_end(run.given, run.settings.eos_token_id)
         self._pad = None if run.tokenizer is None else run.tokenizer.pad_token_id
         self._decoder = TextDecoder(run.tokenizer, run.given, thinks=is_thinking(run.tokenizer, run.ids))
-        self._began = time.perf_counter()
+        self.clock = Clock()
 
     def add(self, canvas: Committed, *, is_last: bool) -> TextCanvas:
         """Takes a committed canvas; `is_last` if none can follow whatever it holds.
@@ -96,9 +114,9 @@ class Transcript:
         return True
 
     def _stats(self) -> Stats:
-        seconds, peak = time.perf_counter() - self._began, mx.get_peak_memory()
         counts = self._count, self._canvases, self._steps
-        return Stats(len(self.run.ids), self.prompt_seconds, *counts, seconds, peak, self._decoder.thought_tokens)
+        measured = self.clock.seconds, mx.get_peak_memory()
+        return Stats(len(self.run.ids), self.prompt_seconds, *counts, *measured, self._decoder.thought_tokens)
 
 
 def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: int = 0) -> tuple[list[int], bool]:

@@ -217,7 +217,7 @@ def test_ctrl_c_waits_for_a_drawing_to_be_complete(capsys, monkeypatch):
     heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner may ignore it
     try:
         with terminal_on_stderr(monkeypatch) as pieces:
-            assert main(["--prompt", "roman 3", "--watch"]) == 0
+            assert main(["--prompt", "roman 3", "--watch"]) == 130
     finally:
         signal.signal(signal.SIGINT, heeded)
     shown = b"".join(pieces).decode()
@@ -280,7 +280,7 @@ def test_ctrl_c_takes_the_canvas_away(events):
     assert terminal.screen.cursor.hidden
     os.write(terminal.master, b"\x03")  # typed: the terminal echoes ^C and sends SIGINT
     rows = terminal.finish().rows()
-    assert terminal.process.returncode == 0 and not terminal.screen.cursor.hidden
+    assert terminal.process.returncode == 130 and not terminal.screen.cursor.hidden
     committed = [text[:40], text[40:64]] if events > 5 else []
     assert rows[: len(committed) + 1][:-1] == committed and rows[len(committed)].startswith("prompt:")
     assert "(interrupted)" in "".join(rows) and "^C" not in "".join(rows) and "canvas 2 ·" not in "".join(rows)

@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
     os.read(process.stdout.fileno(), 4)  # the first canvas is there, the next one under way
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 130
     trace = load_trace(path)
     assert trace.finish_reason == "interrupted" and len(trace.committed) >= 1
     assert trace.text.startswith("10 11 12")

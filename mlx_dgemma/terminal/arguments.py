@@ -1,0 +1,159 @@
+"""What is typed for `dgemma-generate`: the options, and the request that they make. No heavy imports."""
+
+import argparse
+import sys
+from dataclasses import dataclass
+
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.tasks import TASKS
+from mlx_dgemma.terminal.cli import Parser
+from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
+from mlx_dgemma.text.request import MAX_SEED, CanvasPlan, Prompt, Request
+
+WATCH_DELAY = 0.3  # seconds: a step of the embedded checkpoint is faster than the eye
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for beside the request.
+
+    Attributes:
+        model: checkpoint folder or hub repository; None is the embedded one.
+        template: with slots for the labels of `choices`.
+        choices: labels, for all slots or a list a slot; None writes a text.
+        trace: file to record the run in.
+        json, quiet, watch: how it is shown.
+        watch_delay: seconds that each step is seen at least.
+        dtype, wire: how the checkpoint is loaded, see `terminal.start`.
+    """
+
+    model: str | None
+    template: str
+    choices: list[list[str]] | None
+    trace: str | None
+    json: bool
+    quiet: bool
+    watch: bool
+    watch_delay: float
+    dtype: str | None
+    wire: bool
+
+
+def build_parser() -> argparse.ArgumentParser:
+    tasks = "\n".join(f"  {task.prompt(task.example):24} {task.about}" for task in TASKS.values())
+    parser = Parser(
+        prog="dgemma-generate",
+        description="Generate text with DiffusionGemma: whole canvases of tokens are denoised at once.",
+        epilog=f"Without --model a small embedded checkpoint answers, which knows these tasks:\n{tasks}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model(parser)
+    add = parser.add_argument
+    add("words", nargs="*", metavar="PROMPT", help="the user's text, instead of --prompt")
+    add("-p", "--prompt", metavar="P", help="the user's text; - reads it from stdin")
+    add("--system", "--system-prompt", metavar="S", help="a system turn before the prompt")
+    about = "give the prompt to the model as it is"
+    add("--no-chat-template", "--ignore-chat-template", action="store_true", help=about)
+    add("--seed", type=int, default=0, help="of the noise (default: 0)")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--trace", metavar="FILE", help="record every denoising step in FILE (.npz), which dgemma-report shows")
+    stderr = parser.add_mutually_exclusive_group()
+    stderr.add_argument("-q", "--quiet", action="store_true", help="no progress and no summary on stderr")
+    stderr.add_argument("--watch", action="store_true", help="show the canvas on the terminal while it is denoised")
+    about = f"with --watch, how long each step is seen at least (default: {WATCH_DELAY})"
+    add("--watch-delay", type=float, metavar="SECONDS", help=about)
+    _add_steering(parser)
+    add_settings(parser)
+    return parser
+
+
+def _add_steering(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("steering (gaps and drafts, see the README)").add_argument
+    add("--template", metavar="T", help="text with gaps: {10} holds ten tokens, {} at the end as many as it takes")
+    add("--init", metavar="TEXT", help="start the first canvas from this draft instead of noise")
+    add("--noise", type=float, metavar="SHARE", help="share of the draft that is replaced by noise (default: 0)")
+    about = (
+        "write nothing: print how likely each of these labels is in a slot {?} of T (once for all slots, or for each)"
+    )
+    add("--choose", metavar="A,B", action="append", help=about)
+    add(
+        "--num-samples", type=int, default=1, metavar="N", help="N texts at once, with seeds from --seed on, best first"
+    )
+
+
+def parse(argv: list[str] | None) -> tuple[Request, Options]:
+    """What was typed, checked."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not 0 <= args.seed <= MAX_SEED:
+        parser.error(f"--seed must be between 0 and 2^63 - 1, got {args.seed}")
+    try:
+        settings_of(args)
+    except DGemmaError as error:
+        parser.error(str(error))
+    _check_steering(parser, args)
+    args.prompt = _typed_prompt(parser, args)
+    return request_of(args), options_of(args)
+
+
+def _typed_prompt(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The prompt, from wherever it was given; a line's end on stdin is the shell's, not the prompt's."""
+    if args.prompt is None and not args.words:
+        parser.error("there is no prompt; give --prompt TEXT, or - to read it from stdin")
+    if args.prompt is not None and args.words:
+        parser.error(f"the prompt is given twice, as --prompt and as {' '.join(args.words)}; quote a text with spaces")
+    prompt = " ".join(args.words) if args.prompt is None else args.prompt
+    if prompt == "-":
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        prompt = prompt.removesuffix("\n").removesuffix("\r")
+    if not prompt.strip():
+        parser.error("the prompt is empty; give a text")
+    return prompt
+
+
+def _check_steering(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What goes together, as usage errors."""
+    if args.noise is not None and args.init is None:
+        parser.error("--noise needs --init, the draft to put noise on")
+    if args.noise is not None and not 0 <= args.noise <= 1:
+        parser.error(f"--noise must be between 0 and 1, got {args.noise}")
+    if args.watch_delay is not None and not (args.watch and 0 <= args.watch_delay <= 60):
+        parser.error(f"--watch-delay goes with --watch and takes 0 to 60 seconds, got {args.watch_delay}")
+    if args.num_samples < 1:
+        parser.error(f"--num-samples must be at least 1, got {args.num_samples}")
+    what = "--choose" if args.choose is not None else "--num-samples" if args.num_samples > 1 else None
+    others = {"--watch": args.watch, "--trace": args.trace is not None}
+    if args.choose is not None:
+        others |= {"--init": args.init is not None, "--num-samples": args.num_samples > 1}
+    for other, is_given in others.items():
+        if what and is_given:
+            parser.error(f"{what} does not go with {other}; leave one out")
+
+
+def request_of(args: argparse.Namespace) -> Request:
+    """The request that was typed."""
+    plan = CanvasPlan(
+        () if args.template is None else args.template, () if args.init is None else args.init, args.noise or 0.0,
+        args.seed,
+    )  # fmt: skip
+    return Request(
+        _prompt(args), settings=settings_of(args), seed=args.seed, canvas=() if args.choose is not None else plan,
+        samples=args.num_samples, chat_template=not args.no_chat_template,
+    )  # fmt: skip
+
+
+def _prompt(args: argparse.Namespace) -> Prompt:
+    if args.system is None:
+        return args.prompt
+    if args.no_chat_template:
+        raise DGemmaError("--system needs the chat template; drop --no-chat-template")
+    return [{"role": "system", "content": args.system}, {"role": "user", "content": args.prompt}]
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """What was typed beside the request."""
+    choices = args.choose and [[label.strip() for label in own.split(",")] for own in args.choose]
+    template = "{?}" if args.template is None else args.template
+    delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay
+    shown = args.json, args.quiet, args.watch, delay
+    return Options(args.model, template, choices, args.trace, *shown, args.dtype, args.wire)

@@ -1,0 +1,36 @@
+"""From the options to an engine, with what must be said of it before it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlx_dgemma.terminal import signals
+from mlx_dgemma.terminal.cli import say
+
+if TYPE_CHECKING:
+    from mlx_dgemma.text.engine import Engine
+
+
+def load_engine(model: str | None, dtype: str | None = None, *, wire: bool = True, quiet: bool = False) -> Engine:
+    """Loads a checkpoint; unless `quiet`, warns of one that cannot do well here.
+
+    Args:
+        model: a folder or a hub repository; None is the embedded one.
+        dtype: by name; None is the checkpoint's own.
+        wire: whether a Mac may be asked to keep the weights in memory.
+        quiet: says nothing.
+    """
+    with signals.uninterrupted():  # an interrupt inside a compiled module that is being imported ends in an abort
+        import mlx.core as mx
+
+        from mlx_dgemma.model import memory
+        from mlx_dgemma.text.engine import Engine
+    memory.use_wiring(wire)
+    engine = Engine.load(model, dtype=None if dtype is None else getattr(mx, dtype))
+    warnings = [memory.warning(engine.model.nbytes)]
+    if not engine.model.config.denoiser_trained:
+        warnings.append("this denoiser is untrained (patched Gemma 4 weights); expect noise")
+    for warning in warnings:
+        if warning is not None and not quiet:
+            say(f"warning: {warning}")
+    return engine
