@@ -34,8 +34,23 @@ sys.exit(generate.main(sys.argv[1:]))
 """
 
 
+# The same of a report that plays a trace: it says so where it would wait after a step.
+PLAYED = """
+import os, sys, time
+def sleep(seconds):
+    os.write(0, b".")
+    if not os.read(0, 1):
+        raise SystemExit("the test has gone")
+time.sleep = sleep
+from mlx_dgemma.report.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 class Terminal:
     """The command line on a terminal of its own, event by event; `screen` is what the user sees."""
+
+    program, option = STEPPED, "--watch"
 
     def __init__(self, columns: int, lines: int, *arguments: str, stdout=None, **environment: str):
         self.screen = pyte.Screen(columns, lines)
@@ -45,7 +60,7 @@ class Terminal:
         self.leave.settimeout(60)
         self.set_size(columns, lines)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", STEPPED, "--watch", *arguments],
+            [sys.executable, "-c", self.program, self.option, *arguments],
             stdin=stdin, stdout=stdout or inner, stderr=inner, cwd=ROOT, preexec_fn=self.adopt,
             env={**os.environ, "TERM": "xterm-256color", **environment},
         )  # fmt: skip
@@ -110,6 +125,12 @@ class Terminal:
 
     def text(self) -> str:
         return "".join(self.screen.display).rstrip()
+
+
+class Player(Terminal):
+    """A report that plays a trace."""
+
+    program, option = PLAYED, "--play"
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """A trace as one self-contained HTML page: style, script and data inside, nothing fetched.
 
-What the trace says reaches the page as escaped text, or as JSON that the script puts into the page as text. A content
-security policy with the hashes of our own style and script lets nothing else run or load.
+What the trace says reaches the page as escaped text, or as JSON that the script puts into the page as text; control and
+direction characters are shown as pictures. A content security policy with the hashes of our own style and script lets
+nothing else run or load.
 """
 
 import base64
@@ -18,6 +19,7 @@ import numpy as np
 
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.report.summary import about, prompt_text, summary
+from mlx_dgemma.report.texts import SCALE, RecordedTexts, ends, one_line, shown
 from mlx_dgemma.trace.trace import Trace
 
 _SCRIPTS = ("data.js", "colour.js", "tokens.js", "tooltip.js", "heatmap.js", "curves.js", "page.js")
@@ -39,21 +41,25 @@ def render(trace: Trace) -> str:
     """The page of a trace, as HTML."""
     prompt = prompt_text(trace)
     style, script = _asset("page.css"), '(() => {\n"use strict";\n' + "\n".join(map(_asset, _SCRIPTS)) + "\n})();\n"
-    rows = "".join(f"<tr><th scope=row>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in summary(trace))
+    rows = "".join(f"<tr><th scope=row>{_text(n)}</th><td>{_text(v)}</td></tr>" for n, v in summary(trace))
     parts = {
-        "title": html.escape(f"{prompt[:60]} · DiffusionGemma trace"),
+        "title": html.escape(f"{one_line(prompt, 60)} · DiffusionGemma trace"),
         "style_hash": _hash(style),
         "style": style,
         "script_hash": _hash(script),
         "script": script,
-        "prompt": html.escape(prompt),
-        "about": html.escape(about(trace)),
-        "text": html.escape(trace.text),
+        "prompt": _text(prompt),
+        "about": _text(about(trace)),
+        "text": _text(trace.text),
         "summary": rows,
         "trace": _json(_content(trace)),
     }
     # in one pass, so that what is put in is not searched for places again
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _asset("page.html"))
+
+
+def _text(text: str) -> str:
+    return html.escape(shown(text))
 
 
 def _asset(name: str) -> str:
@@ -73,7 +79,9 @@ def _content(trace: Trace) -> dict[str, Any]:
         "positions": positions,
         "arrays": {name: _base64(getattr(trace, name), dtype) for name, dtype in _CELLS.items()},
         "series": {name: [_finite(value) for value in getattr(trace, name).tolist()] for name in _SERIES},
-        "pieces": list(trace.pieces.items()),
+        "pieces": list(RecordedTexts(trace).items()),
+        "ends": ends(trace).ravel().tolist(),
+        "scale": SCALE,
         "confidence_threshold": trace.settings.get("confidence_threshold"),  # none beside a stopping rule of one's own
     }
 

@@ -1,5 +1,6 @@
 """A trace as PNG: a heat map by step and position, and curves by step. Needs matplotlib (the `plots` extra)."""
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,8 @@ import numpy as np
 
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import write_whole
+from mlx_dgemma.report.layout import headline, origin
+from mlx_dgemma.report.texts import SCALE
 from mlx_dgemma.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -36,25 +39,29 @@ def write_plots(trace: Trace, prefix: str | Path) -> list[Path]:
     names = [f"{prefix}-heatmap{f'-{row + 1}' if row else ''}.png" for row in rows]
     figures = [*((name, heat_map(trace, row)) for name, row in zip(names, rows, strict=True))]
     figures.append((f"{prefix}-curves.png", curves(trace)))
-    for name, figure in figures:
-        write_whole(name, lambda file, figure=figure: figure.savefig(file, dpi=DPI, format="png"))
+    with warnings.catch_warnings():  # a prompt may have characters that the font lacks; they are drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for name, figure in figures:
+            write_whole(name, lambda file, figure=figure: figure.savefig(file, dpi=DPI, format="png"))
     return [Path(name) for name, _ in figures]
 
 
 def heat_map(trace: Trace, row: int = 0) -> "Figure":
     """Entropy and acceptance of one sample, step across and position down."""
-    from matplotlib.colors import LinearSegmentedColormap, ListedColormap, PowerNorm
+    from matplotlib.colors import FuncNorm, LinearSegmentedColormap, ListedColormap
     from matplotlib.patches import Patch
 
     entropy = trace.entropy[:, row].T  # (C, S)
     state = np.where(trace.clamped[:, row], 2, trace.accepted[:, row]).T
-    figure, axes = _figure(2, (9, 8))
+    figure, axes = _figure(trace, 2, (9, 8))
     extent = (0.5, len(trace.step) + 0.5, entropy.shape[0] - 0.5, -0.5)
     shown = dict(aspect="auto", interpolation="nearest", extent=extent)
-    top = float(np.nanmax(np.where(np.isfinite(entropy), entropy, np.nan), initial=1e-3))
     colours = LinearSegmentedColormap.from_list("heat", HEAT).with_extremes(bad="#808080")
-    image = axes[0].imshow(entropy, cmap=colours, norm=PowerNorm(0.5, 0, top, clip=True), **shown)
-    figure.colorbar(image, ax=axes[0], label="entropy, nats", pad=0.015)
+    places = np.linspace(0, 1, len(SCALE))
+    scale = lambda nats: np.interp(nats, SCALE, places), lambda place: np.interp(place, places, SCALE)
+    image = axes[0].imshow(entropy, cmap=colours, norm=FuncNorm(scale, 0, SCALE[-1], clip=True), **shown)
+    bar = figure.colorbar(image, ax=axes[0], label="entropy, nats", pad=0.015, ticks=SCALE)
+    bar.ax.set_yticklabels([*(f"{nats:g}" for nats in SCALE[:-1]), f"≥ {SCALE[-1]:g}"])
     axes[1].imshow(state, cmap=ListedColormap([REJECTED, ACCEPTED, CLAMPED]), vmin=-0.5, vmax=2.5, **shown)
     marks = [Patch(color=ACCEPTED, label="accepted"), Patch(facecolor=REJECTED, edgecolor=MUTED, label="not accepted")]
     marks += [Patch(color=CLAMPED, label="clamped")] * bool(trace.clamped.any())
@@ -68,7 +75,7 @@ def heat_map(trace: Trace, row: int = 0) -> "Figure":
 
 def curves(trace: Trace) -> "Figure":
     """Accepted positions, mean entropy (log scale) and temperature by step."""
-    figure, axes = _figure(3, (9, 7))
+    figure, axes = _figure(trace, 3, (9, 7))
     steps = np.arange(1, len(trace.step) + 1)
     threshold = trace.settings.get("confidence_threshold")  # none beside a stopping rule of one's own
     panels = (
@@ -92,11 +99,14 @@ def curves(trace: Trace) -> "Figure":
     return figure
 
 
-def _figure(panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+def _figure(trace: Trace, panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+    """A figure with panels above each other, and a caption: prompt, model and seed."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # inches
+    caption = f"{headline(trace, 80)} · {origin(trace, 60)}"
+    figure.suptitle(caption, x=0.012, ha="left", fontsize=8, color=MUTED, parse_math=False)
     return figure, list(figure.subplots(panels, 1, sharex=True))
 
 

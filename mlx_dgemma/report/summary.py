@@ -1,5 +1,11 @@
 """A trace in words: the table of a report."""
 
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from mlx_dgemma.report.texts import ends
 from mlx_dgemma.trace.trace import Trace
 
 
@@ -40,11 +46,33 @@ def summary(trace: Trace) -> list[tuple[str, str]]:
     ]
     if trace.canvas.shape[1] > 1:
         rows.insert(5, ("samples", str(trace.canvas.shape[1])))
-    if trace.clamped.any():
-        rows.append(("clamped positions", f"{int(trace.clamped.any(0).sum())}"))
+    rows += _steering(trace)
     units = {"entropy_bound": " nats", "confidence_threshold": " nats"}
     rows += [(name, f"{value}{units.get(name, '')}") for name, value in trace.settings.items()]
     return rows + [(f"{name} version", version) for name, version in trace.versions.items()]
+
+
+def _steering(trace: Trace) -> list[tuple[str, str]]:
+    """What the canvases started from."""
+    plan, rows = trace.plan, []
+    if plan.given:
+        rows.append(("template", plan.given if isinstance(plan.given, str) else _ids(plan.given)))
+    if plan.draft:
+        rows.append(("draft", plan.draft if isinstance(plan.draft, str) else _ids(plan.draft)))
+        rows.append(("noise share of the draft", f"{plan.noise:g}" + f", seed {plan.seed}" * (plan.noise > 0)))
+    if trace.clamped.any():
+        last = [*np.flatnonzero(np.diff(trace.canvas_index)), len(trace.step) - 1]  # step of every canvas
+        clamped = trace.clamped[last]  # (canvases, B, C)
+        behind = clamped & (np.arange(clamped.shape[2]) >= ends(trace)[last][..., None])
+        end = f", {behind.sum()} of them the end and what is behind it" if behind.any() else ""
+        rows.append(("clamped positions", f"{clamped.sum()}{end}"))
+    return rows
+
+
+def _ids(tokens: Sequence[int | None]) -> str:
+    """Token ids, gaps as in templates: token ids 5 {2} 7."""
+    runs = ((is_gap, list(run)) for is_gap, run in groupby(tokens, key=lambda token: token is None))
+    return "token ids " + " ".join(f"{{{len(run)}}}" if is_gap else " ".join(map(str, run)) for is_gap, run in runs)
 
 
 def _prompt_tokens(trace: Trace) -> str:

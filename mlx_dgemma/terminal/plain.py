@@ -31,5 +31,15 @@ def line(text: object) -> str:
 
 
 def harmless(text: str) -> str:
-    """A text as it is, but for what would drive a terminal: newlines and tabs stay, and joiners."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else _drawable(c) for c in text)
+    """A text as it is, but for what would drive a terminal or turn its rows around; newlines, tabs and joiners stay."""
+    return "".join(_drawable(c) if _drives(c) else c for c in text)
+
+
+def _drives(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return (
+        unicodedata.category(character) in ("Cc", "Cs")
+        or "\u202a" <= character <= "\u202e"
+        or ("\u2066" <= character <= "\u2069")
+    )

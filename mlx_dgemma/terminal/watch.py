@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -45,13 +45,21 @@ def live_canvas(
         stops: ids of the stop tokens.
         delay: seconds that each step is seen at least.
     """
-    console = Console(stderr=True)
-    # rich can be told to take a file for a terminal, which has no size to fit
-    if sys.stderr.isatty() and console.is_terminal and console.is_interactive:
-        sys.stderr.reconfigure(encoding="utf-8")
+    console = terminal()
+    if console is not None:
         return LiveCanvas(console, TokenTexts(tokenizer), stops, delay)
     print("--watch needs a terminal on stderr; showing progress instead", file=sys.stderr)
     return progress
+
+
+def terminal() -> Console | None:
+    """The terminal on stderr, ready to be drawn on; None where there is none that can show a canvas."""
+    console = Console(stderr=True)
+    # rich can be told to take a file for a terminal, which has no size to fit
+    if not (sys.stderr.isatty() and console.is_terminal and console.is_interactive):
+        return None
+    sys.stderr.reconfigure(encoding="utf-8")
+    return console
 
 
 class LiveCanvas(ProgressLine):
@@ -82,7 +90,9 @@ class LiveCanvas(ProgressLine):
 
     def _wait(self) -> None:
         """Until the step on the screen has been seen."""
-        time.sleep(max(0.0, self._drawn_at + self._delay - time.monotonic()))
+        left = self._drawn_at + self._delay - time.monotonic()
+        if left > 0:
+            time.sleep(left)
 
     def clear(self) -> None:
         """Takes the canvas away and puts the cursor where the text ends."""
@@ -160,26 +170,39 @@ def picture(
 def _pieces(
     step: DenoisingStep, texts: TokenTexts, stops: Collection[int], shades: tuple[str, ...]
 ) -> Iterator[tuple[str, Style]]:
-    """Text and style of each position. Behind a stop token there is a filler, and nothing once it is settled.
+    """Text and style of each position that is drawn."""
+    clamped = [False] * step.draft.shape[1] if step.clamped is None else step.clamped.tolist()[0]
+    states = levels(step.entropy.tolist()[0], step.accepted.tolist()[0], clamped)
+    for text, level, fixed in drawn(step.draft.tolist()[0], states, clamped, texts, stops):
+        yield text, Style.parse("bold underline" if fixed else shades[level - 1] if level else "none")
+
+
+def levels(entropy: Iterable[float], accepted: Iterable[bool], clamped: Iterable[bool]) -> list[int]:
+    """How uncertain each position is: 0 if accepted or clamped, from 1 on by entropy in nats, NOISE at last."""
+    positions = zip(entropy, accepted, clamped, strict=True)
+    return [0 if sure or fixed else 1 + bisect_right(UNCERTAIN, nats) for nats, sure, fixed in positions]
+
+
+def text_end(draft: Sequence[int], states: Sequence[int], clamped: Sequence[bool], stops: Collection[int]) -> int:
+    """The position of the stop token that ends the text (the length of the draft without one), from `levels`.
 
     A stop token in a gap of a steered canvas ends nothing: what is given behind it belongs to the text.
     """
-    ended = False
-    draft = step.draft.tolist()[0]
-    clamped = [False] * len(draft) if step.clamped is None else step.clamped.tolist()[0]
     at_least = given_end([token if fixed else None for token, fixed in zip(draft, clamped, strict=True)], stops)
-    positions = zip(draft, step.entropy.tolist()[0], step.accepted.tolist()[0], clamped, strict=True)
-    for position, (token, entropy, accepted, fixed) in enumerate(positions):
-        if ended:
-            yield FILLER, Style.parse(shades[-1])
-            continue
-        level = 0 if accepted or fixed else 1 + bisect_right(UNCERTAIN, entropy)
+    ends = (i for i in range(at_least, len(draft)) if draft[i] in stops and states[i] < NOISE)
+    return next(ends, len(draft))
+
+
+def drawn(
+    draft: Sequence[int], states: Sequence[int], clamped: Sequence[bool], texts: TokenTexts, stops: Collection[int]
+) -> Iterator[tuple[str, int, bool]]:
+    """Text, level and whether clamped, by position; behind the end there is a filler, nothing once it is settled."""
+    end = text_end(draft, states, clamped, stops)
+    for token, level, fixed in zip(draft[: end + 1], states, clamped, strict=False):
         text = STOP if token in stops else texts[token]
-        style = "bold underline" if fixed else shades[level - 1] if level else "none"
-        yield NOISE_CELL * (columns(text) or 1) if level == NOISE else text, Style.parse(style)
-        if token in stops and level <= 1 and position >= at_least:
-            return
-        ended = token in stops and level < NOISE and position >= at_least
+        yield NOISE_CELL * (columns(text) or 1) if level == NOISE else text, level, fixed
+    if end < len(draft) and states[end] > 1:
+        yield from [(FILLER, NOISE, False)] * (len(draft) - end - 1)
 
 
 def wrapped(pieces: Iterable[tuple[str, Style]], width: int) -> list[Row]:

@@ -40,6 +40,7 @@ class Recorder:
             "prompt": request.prompt,
             "prompt_ids": np.array(engine.prepare(request).ids, np.int32),
             "settings": request.settings.over(engine.model.generation_config).to_dict(),
+            "plan": request.plan,
             "seed": request.seed if request.noise is None else None,
             "model_id": engine.checkpoint,
             "versions": {"mlx-dgemma": __version__, "mlx": mx.__version__},

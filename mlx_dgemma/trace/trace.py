@@ -9,8 +9,8 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.text.events import Stats, TextCanvas
-from mlx_dgemma.text.request import Prompt
+from mlx_dgemma.text.request import CanvasPlan, Prompt
 
 FORMAT, VERSION = "mlx-dgemma trace", 1
 ARRAYS = {  # what the file holds: the dtype, and the axes: S steps, B rows, C positions, P prompt tokens
@@ -96,6 +96,7 @@ class Trace:
         finish_reason: "stop", "length", or "interrupted".
         committed: the canvases that were committed, in order.
         pieces: text of every token id that occurs; empty for a checkpoint without a tokenizer.
+        plan: what the canvases started from; of an empty one, and in traces older than it, nothing was given.
     """
 
     canvas: np.ndarray
@@ -122,6 +123,7 @@ class Trace:
     finish_reason: str
     committed: tuple[Committed, ...]
     pieces: dict[int, str]
+    plan: CanvasPlan = field(default_factory=CanvasPlan)
 
     @property
     def text(self) -> str:
@@ -137,6 +139,7 @@ class Trace:
         about = {"format": FORMAT, "version": VERSION, **{name: getattr(self, name) for name in _ABOUT}}
         about["committed"] = [asdict(canvas) for canvas in self.committed]
         about["pieces"] = list(self.pieces.items())  # JSON objects have no integer keys
+        about["plan"] = asdict(self.plan)
         encoded = np.frombuffer(json.dumps(about).encode(), np.uint8)
         arrays = {name: getattr(self, name) for name in ARRAYS}
         write_whole(path, lambda file: np.savez_compressed(file, about=encoded, **arrays))
@@ -187,11 +190,22 @@ def _read(kind: type[Trace], file: BinaryIO, path: str | Path) -> Trace:
         **{name: about[name] for name in _ABOUT},
         committed=tuple(_committed(**canvas) for canvas in about["committed"]),
         pieces={int(token): piece for token, piece in about["pieces"]},
+        plan=_plan(**about.get("plan", {})),
     )
 
 
 def _committed(stats: dict[str, Any] | None, **canvas: Any) -> Committed:
     return Committed(**canvas, stats=None if stats is None else Stats(**stats))
+
+
+def _plan(given: Any = (), draft: Any = (), noise: float = 0.0, seed: int = 0) -> CanvasPlan:
+    """A plan whose token ids JSON has made lists; ValueError or TypeError if it is none."""
+    texts_or_ids = (value if isinstance(value, str) else _ids(value) for value in (given, draft))
+    return CanvasPlan(*texts_or_ids, float(noise), int(seed))
+
+
+def _ids(tokens: Iterable[Any]) -> tuple[int | None, ...]:
+    return tuple(None if token is None else int(token) for token in tokens)
 
 
 def _check(arrays: dict[str, np.ndarray]) -> None:

@@ -9,9 +9,10 @@ from selenium.webdriver import ActionChains, Keys
 
 from mlx_dgemma.generate import main
 from mlx_dgemma.report.page import write_report
+from mlx_dgemma.terminal.watch import UNCERTAIN, drawable
 from mlx_dgemma.trace.trace import Trace, load_trace
 from tests.report.browser import Page, contrast, short, start
-from tests.report.runs import HOSTILE, PROMPT, recorded
+from tests.report.runs import HOSTILE, PROMPT, hostile, recorded
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +32,12 @@ def opened(browser, tmp_path):
     """Opens the report of a trace; at the end of the test the console must have been silent."""
     page = Page(browser)
 
-    def open_report(trace: Trace, scheme: str = "light", width: int = 1280) -> Page:
+    def open_report(trace: Trace, scheme: str = "light", width: int = 1280, address: str = "#step=1") -> Page:
         write_report(trace, tmp_path / "run.html")
         page.media(scheme)
         page.size(width, 900)
-        browser.get((tmp_path / "run.html").as_uri())
+        browser.get("about:blank")  # a change of what stands behind # alone would not load anything
+        browser.get((tmp_path / "run.html").as_uri() + address)
         return page
 
     yield open_report
@@ -43,18 +45,40 @@ def opened(browser, tmp_path):
 
 
 def shown(trace: Trace, step: int, row: int = 0, ids: str = "draft") -> list[str]:
-    """What the tokens of a step should read."""
-    pieces = [trace.pieces[token] for token in getattr(trace, ids)[step, row].tolist()]
-    return [piece.replace("\n", "↵") for piece in pieces]
+    """What the tokens of a step should read; what is behind the end of the text is a dot."""
+    stops = trace.settings["eos_token_id"]
+    tokens = getattr(trace, ids)[step, row].tolist()
+    end = next((i for i, token in enumerate(tokens) if ids == "draft" and token in stops), len(tokens))
+    pieces = [trace.pieces[token].replace("\n", "↵") for token in tokens]
+    return ["·" if i > end or piece == "<pad>" else piece for i, piece in enumerate(pieces)]
 
 
-def test_it_opens_on_the_first_step(opened, trace):
-    page = opened(trace)
-    assert page.tokens() == shown(trace, 0)
+def test_it_opens_on_the_last_step(opened, trace):
+    page, last = opened(trace, address=""), len(trace.step) - 1
+    assert page.step() == last and page.tokens() == shown(trace, last)
     assert PROMPT in page.browser.title and page.one("h1").text == PROMPT
     assert page.one(".final").text == trace.text
-    assert int(page.one("#step").get_property("max")) == len(trace.step) - 1
+    assert int(page.one("#step").get_property("max")) == last
     assert len(page.browser.find_elements("css selector", "#segments span")) == 2
+    assert "#" not in page.browser.current_url
+    page.one("#play").click()
+    assert page.step() == 0
+
+
+def test_a_link_to_a_step(opened, trace):
+    page, last = opened(trace, address="#step=3"), len(trace.step) - 1
+    address = lambda: page.browser.current_url.rpartition("#")[2]  # noqa: E731
+    assert page.step() == 2 and page.tokens() == shown(trace, 2)
+    page.slide(last - 2)
+    page.one("body").send_keys(Keys.ARROW_RIGHT)
+    page.wait(lambda: address() == f"step={last}")
+    for typed, step in (("step=2", 1), (f"step={last + 9}", last), ("step=0", 0), ("step=x", 0), ("", 0)):
+        page.run("location.hash = arguments[0]", typed)
+        page.wait(lambda step=step: page.step() == step)
+    page.one("#which option[value='0']").click()
+    page.run("location.hash = arguments[0]", f"step={last + 1}")  # of the other canvas
+    page.wait(lambda: page.step() == last)
+    assert page.one("#which").get_property("value") == "all" and page.tokens() == shown(trace, last)
 
 
 def test_the_slider_changes_the_canvas(opened, trace):
@@ -252,20 +276,46 @@ def test_samples_can_be_chosen(opened, trace):
 
 
 def test_hostile_text_is_shown_as_it_is(opened, trace):
-    draft, new = trace.draft.copy(), range(900, 900 + len(HOSTILE))
-    draft[:, :, : len(HOSTILE)] = list(new)
-    committed = tuple(dataclasses.replace(c, text="".join(HOSTILE)) for c in trace.committed)
-    pieces = trace.pieces | dict(zip(new, HOSTILE, strict=True))
-    evil = dataclasses.replace(
-        trace, draft=draft, pieces=pieces, prompt="".join(HOSTILE), model_id=HOSTILE[0], committed=committed
-    )
+    evil = hostile(trace)
     page = opened(evil)
-    assert page.tokens()[: len(HOSTILE)] == [*HOSTILE[:-1], "↵&amp;"]
-    assert page.run("return document.querySelector('h1').textContent") == evil.prompt
-    assert page.run("return document.querySelector('.final').textContent") == evil.text
+    assert page.tokens()[: len(HOSTILE)] == list(map(drawable, HOSTILE))
+    assert page.run("return document.querySelector('h1').textContent") == drawable(evil.prompt)
+    assert page.run("return document.querySelector('.final').textContent") == drawable(evil.text)
+    everything = page.run("return document.documentElement.textContent + document.title")
+    assert [hex(ord(c)) for c in everything if c != "\n" and drawable(c) != c] == []
     assert page.browser.find_elements("css selector", "img, #tokens script, .panel script") == []
     ActionChains(page.browser).move_to_element(page.one("[data-position='0']")).perform()
     assert HOSTILE[0] in page.tooltip()
+
+
+def test_the_colours_are_those_of_every_run(opened, trace):
+    """Sure text looks sure, whatever else the run has: the colour of an entropy does not depend on its largest."""
+    colours = {}
+    for most in (0.02, 9.0):
+        entropy, marks = np.full_like(trace.entropy, most), (0.0137, 0.05, *UNCERTAIN)
+        entropy[0, 0, : len(marks)] = marks
+        page = opened(dataclasses.replace(trace, entropy=entropy, accepted=trace.accepted | True))
+        colours[most] = [colour[3:] for colour in page.colours(".token")[: len(marks)]]
+        ticks = page.run("return [...document.querySelectorAll('.ramp span')].map((tick) => tick.textContent)")
+        assert ticks == ["0", *map(str, UNCERTAIN), "≥ 5 nats"]
+    assert colours[0.02] == colours[9.0]
+    names = "return [0, 1, 2, 3].map((i) => getComputedStyle(document.documentElement).getPropertyValue(`--heat-${i}`))"
+    palette = [[int(colour[n : n + 2], 16) for n in (1, 3, 5)] for colour in page.run(names)]
+    assert colours[9.0][2:] == palette[1:]
+    assert all(abs(a - b) < 14 for a, b in zip(colours[9.0][0], palette[0], strict=True))
+
+
+def test_what_is_behind_the_end_is_a_muted_dot(opened):
+    trace = recorded(eos=True)
+    page = opened(trace)
+    for step in range(len(trace.step)):
+        page.slide(step)
+        assert page.tokens() == shown(trace, step) and page.tokens()[17:] == ["·"] * 47
+        assert page.classes("behind") == list(range(17, 64)) and not set(page.classes("open")) & set(range(17, 64))
+    ActionChains(page.browser).move_to_element(page.one("[data-position='20']")).perform()
+    assert "<pad>" in page.tooltip() and "behind the end" in page.tooltip()
+    page.choose("ids", "canvas")
+    assert page.tokens() == shown(trace, len(trace.step) - 1, ids="canvas")
 
 
 def test_without_a_tokenizer_ids_are_shown(opened, trace):

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from mlx_dgemma import CanvasPlan
 from mlx_dgemma.report.__main__ import main
 from mlx_dgemma.report.page import render
-from mlx_dgemma.report.plots import write_plots
+from mlx_dgemma.report.plots import curves, heat_map, write_plots
+from mlx_dgemma.report.summary import summary
+from mlx_dgemma.terminal.watch import drawable
 from mlx_dgemma.trace.trace import Trace, load_trace
 from tests.report.runs import HOSTILE, PROMPT, recorded
 
@@ -61,7 +64,7 @@ def test_the_data_holds_no_markup(trace):
     evil = dataclasses.replace(trace, pieces=dict(enumerate(HOSTILE)))
     [data] = re.findall(r'<script type="application/json" id="trace">(.*)</script>\n<script>', render(evil), re.DOTALL)
     assert not set("<>&\u2028\u2029\n") & set(data)
-    assert dict(json.loads(data)["pieces"]) == evil.pieces
+    assert dict(json.loads(data)["pieces"]) == {token: drawable(piece) for token, piece in evil.pieces.items()}
 
 
 def test_the_summary_tells_the_run(trace):
@@ -72,7 +75,7 @@ def test_the_summary_tells_the_run(trace):
         ("prompt", PROMPT),
         ("model", "embedded"),
         ("seed", "1"),
-        ("finish reason", "length"),
+        ("finish reason", "stop"),  # the second canvas is padding
         ("canvases", "2 canvases, 64 positions each"),
         ("denoising steps", f"{sum(per_canvas)} ({per_canvas[0]} + {per_canvas[1]})"),
         ("tokens", str(tokens)),
@@ -83,6 +86,27 @@ def test_the_summary_tells_the_run(trace):
         ("mlx-dgemma version", "0.1.0"),
     ):
         assert f"<th scope=row>{name}</th><td>{value}</td>" in page
+
+
+def test_the_summary_tells_what_steered_the_run():
+    given = "1{2}4{2}1{1}2{4}3{1}1"
+    trace = recorded(eos=True, canvas=CanvasPlan(given, "1234", noise=0.25, seed=7))
+    page = html.unescape(render(trace))
+    for name, value in (
+        ("template", given),
+        ("draft", "1234"),
+        ("noise share of the draft", "0.25, seed 7"),
+        ("clamped positions", "54, 48 of them the end and what is behind it"),
+    ):
+        assert f"<th scope=row>{name}</th><td>{value}</td>" in page
+    ids = dataclasses.replace(trace, plan=CanvasPlan([5, None, None, 7], [8, 9]))
+    page = html.unescape(render(ids))
+    assert "<td>token ids 5 {2} 7</td>" in page and "<td>token ids 8 9</td>" in page
+    assert "<th scope=row>noise share of the draft</th><td>0</td>" in page
+
+
+def test_a_free_run_says_nothing_of_steering(trace):
+    assert not {"template", "draft", "clamped positions"} & {name for name, _ in summary(trace)}
 
 
 def test_an_interrupted_run(trace):
@@ -122,6 +146,22 @@ def test_plots_show_the_run(trace, tmp_path):
     other = dataclasses.replace(trace, entropy=trace.entropy[::-1].copy(), accepted=~trace.accepted)
     changed, _ = write_plots(other, tmp_path / "other")
     assert (imread(changed) != imread(heat_map)).any()
+
+
+def test_plots_say_what_they_are_of(trace):
+    for figure in (heat_map(trace), curves(trace)):
+        assert figure.get_suptitle() == f"{PROMPT} · embedded · seed 1"
+    own = dataclasses.replace(
+        trace, prompt="a $x_1$ \x1b[2J\n" + "long " * 40, seed=None, model_id="/home/me/models/mine"
+    )
+    caption = heat_map(own).get_suptitle()
+    assert caption.startswith("a $x_1$ ␛[2J long long") and caption.endswith("… · mine · own noise")
+
+
+def test_the_colours_of_a_plot_are_those_of_every_run(trace):
+    for factor in (1, 100):
+        image = heat_map(dataclasses.replace(trace, entropy=trace.entropy * factor)).axes[0].images[0]
+        assert image.norm([0.0, 0.1, 0.5, 1.5, 5.0, 9.0]).tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 @pytest.mark.slow

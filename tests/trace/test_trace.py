@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
+from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Request, load
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases, prefill
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.text.events import TextCanvas
@@ -124,6 +124,21 @@ def test_clamped_positions_are_kept(embedded, run):
     assert two.clamped is None and trace.finish_reason == "interrupted"
 
 
+@pytest.mark.parametrize(
+    "plan", [CanvasPlan("1{3}2", "12", 0.5, 7), CanvasPlan((5, None, 6), (7, 8)), CanvasPlan()], ids=repr
+)
+def test_what_a_canvas_started_from_is_kept(embedded, run, tmp_path, plan):
+    recorder = Recorder(Engine(*embedded), Request("sudoku ................", canvas=plan))
+    recorder.add(run[0][0])
+    recorder.trace().save(tmp_path / "t.npz")
+    assert load_trace(tmp_path / "t.npz").plan == plan
+
+
+def test_a_trace_from_before_there_were_plans_loads(saved, tmp_path):
+    path = altered(saved, tmp_path / "old.npz", without=["plan"])
+    assert load_trace(path).plan == CanvasPlan() and load_trace(path).text == load_trace(saved).text
+
+
 def test_replay_at_a_speed_waits_as_long(run, monkeypatch):
     naps = []
     monkeypatch.setattr(time, "sleep", naps.append)
@@ -161,12 +176,13 @@ def test_foreign_files(tmp_path):
     assert "is not a trace" in refused(path)
 
 
-def altered(saved: Path, path: Path, about=None, **arrays) -> Path:
+def altered(saved: Path, path: Path, about=None, without=(), **arrays) -> Path:
     with np.load(saved) as content:
         new = dict(content)
     new |= arrays
-    if about:
-        new["about"] = np.frombuffer(json.dumps(json.loads(new["about"].tobytes()) | about).encode(), np.uint8)
+    said = json.loads(new["about"].tobytes()) | (about or {})
+    kept = {name: value for name, value in said.items() if name not in without}
+    new["about"] = np.frombuffer(json.dumps(kept).encode(), np.uint8)
     np.savez(path, **new)
     return path
 
@@ -186,7 +202,9 @@ def test_contents_that_do_not_fit_together(saved, tmp_path):
         ("canvas", np.array([None])),
     ):
         assert "is damaged" in refused(altered(saved, path, **{name: array}))
-    for about in ({"committed": [{}]}, {"pieces": 3}, {"committed": [{"stats": None, "what": 1}]}):
+    plans = ({"given": 3}, {"draft": ["a"]}, {"noise": "x"}, {"what": 1}, None)
+    lists = ({"committed": [{}]}, {"pieces": 3}, {"committed": [{"stats": None, "what": 1}]})
+    for about in (*lists, *({"plan": plan} for plan in plans)):
         assert "is damaged" in refused(altered(saved, path, about=about))
     none = {n: getattr(trace, n)[:0] for n, (_, axes) in ARRAYS.items() if axes[0] == "S"}
     assert "is damaged" in refused(altered(saved, path, **none))

@@ -1,4 +1,4 @@
-// Entropy as colour, in the page's light or dark palette: square root, so that small entropies can be told apart.
+// Entropy as colour, in the page's light or dark palette: the same for every run, and with the marks of --watch.
 
 let palette = readPalette();
 
@@ -16,8 +16,14 @@ function rgb(hex) {
   return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 }
 
-// Where on the scale an entropy in nats lies, 0 … 1; NaN stays NaN.
-const level = (nats) => Math.sqrt(Math.min(Math.max(nats, 0), maxEntropy) / maxEntropy);
+// Where on the scale an entropy in nats lies, 0 … 1, its marks being equally far apart; NaN stays NaN.
+function level(nats) {
+  if (Number.isNaN(nats)) return NaN;
+  const above = scale.findIndex((mark) => nats < mark);
+  if (above <= 0) return above === 0 ? 0 : 1;
+  const [low, high] = [scale[above - 1], scale[above]];
+  return (above - 1 + (nats - low) / (high - low)) / (scale.length - 1);
+}
 
 function heatColour(value) {
   if (Number.isNaN(value)) return [128, 128, 128];
@@ -59,17 +65,13 @@ function ramp() {
   const bar = make("i");
   const stops = Array.from({ length: 17 }, (_, i) => css(heatColour(i / 16)));
   bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-  box.append(bar, tick(0, "0"));
-  let reached = 0;
-  for (const nats of [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8]) {
-    if (level(nats) - reached > 0.12 && level(nats) < 0.72) {
-      box.append(tick(level(nats), String(nats)));
-      reached = level(nats);
-    }
-  }
-  const last = tick(1, `${short(maxEntropy)} nats`);
-  last.className = "last";
-  box.append(last);
+  box.append(bar);
+  scale.forEach((nats, i) => {
+    const isLast = i === scale.length - 1;
+    const label = tick(i / (scale.length - 1), isLast ? `≥ ${nats} nats` : String(nats));
+    if (isLast) label.className = "last";
+    box.append(label);
+  });
   return box;
 }
 

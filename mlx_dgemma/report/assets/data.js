@@ -1,11 +1,12 @@
 // The trace as typed arrays, what is shown of it, and words for it. Arrays are flat: see `at`.
 
 const trace = JSON.parse(document.getElementById("trace").textContent);
-const { steps, rows, positions, series } = trace;
+const { steps, rows, positions, series, scale } = trace; // scale: the nats at which the palette has its colours
 const pieces = new Map(trace.pieces);
 
-// What is on the page: `step` among lo … hi (one canvas or all), the sample, and the position pointed at.
-const state = { step: 0, row: 0, lo: 0, hi: steps - 1, ids: "draft", heat: "entropy", position: null };
+// What is on the page: `step` among lo … hi (one canvas or all), the sample, and the position pointed at. It opens on the
+// last step, which is what the text and the summary below are of.
+const state = { step: steps - 1, row: 0, lo: 0, hi: steps - 1, ids: "draft", heat: "entropy", position: null };
 
 function bytes(encoded) {
   const text = atob(encoded);
@@ -22,7 +23,6 @@ const entropy = new Float32Array(bytes(trace.arrays.entropy).buffer); // nats
 const accepted = bytes(trace.arrays.accepted);
 const clamped = bytes(trace.arrays.clamped);
 const anyClamped = clamped.includes(1);
-const maxEntropy = entropy.reduce((most, h) => (h > most && h < Infinity ? h : most), 1e-3);
 
 // Where a step's position is in the arrays, for the sample on show.
 const at = (step, position) => (step * rows + state.row) * positions + position;
@@ -36,13 +36,15 @@ series.canvas_index.forEach((index, step) => {
 });
 const canvasOf = (step) => canvases.find((canvas) => step <= canvas.hi);
 
-const INVISIBLE = { "\n": "↵", "\r": "␍", "\t": "⇥", "\u2028": "↵", "\u2029": "↵" };
-
-// A token's text with what cannot be seen made visible; its id where the trace has no text.
+// A token's text, in which nothing but newlines needs a picture any more; its id where the trace has no text.
 function visible(id) {
   const piece = pieces.get(id);
-  if (piece === undefined) return `${id} `;
-  return piece.replace(/[\u0000-\u001f\u007f-\u009f\u200b\u2028\u2029\ufeff]/g, (c) => INVISIBLE[c] ?? "␣");
+  return piece === undefined ? `${id} ` : piece.replaceAll("\n", "↵");
+}
+
+// Whether a position holds nothing to read at a step: padding, or what the draft has behind the end of its text.
+function isBehind(step, position, id) {
+  return pieces.get(id) === "<pad>" || (state.ids === "draft" && position > trace.ends[step * rows + state.row]);
 }
 
 const breaksLine = (id) => /\n/.test(pieces.get(id) ?? "");

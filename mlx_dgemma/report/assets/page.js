@@ -3,10 +3,36 @@
 const byId = (id) => document.getElementById(id);
 const [slider, play, which, speed, sample] = ["step", "play", "which", "speed", "sample"].map(byId);
 let timer = null;
+let addressTimer = null;
 
 function goTo(step) {
+  const before = state.step;
   state.step = Math.min(Math.max(step, state.lo), state.hi);
+  if (state.step !== before) noteStep();
   drawStep();
+}
+
+// Puts the step into the address, counted from 1 over all canvases: run.html#step=7. Late, as browsers allow few changes.
+function noteStep() {
+  clearTimeout(addressTimer);
+  addressTimer = setTimeout(() => {
+    try {
+      window.history.replaceState(null, "", `#step=${state.step + 1}`);
+    } catch {
+      // a page inside another one may have no address of its own
+    }
+  }, 400);
+}
+
+function goToAddress() {
+  const match = /^#step=(\d+)$/.exec(location.hash);
+  if (!match) return;
+  const step = Math.min(Math.max(Number(match[1]), 1), steps) - 1;
+  if (step < state.lo || step > state.hi) {
+    which.value = "all";
+    showRange(0, steps - 1);
+  }
+  goTo(step);
 }
 
 function drawStep() {
@@ -137,6 +163,8 @@ setUpTokens();
 setUpHeat();
 setUpCurves();
 showRange(0, steps - 1);
+goToAddress();
+addEventListener("hashchange", goToAddress);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   palette = readPalette();
   redraw();

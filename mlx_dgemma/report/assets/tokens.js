@@ -14,13 +14,15 @@ function drawTokens() {
     const index = at(state.step, position);
     const id = shown[index];
     const colour = heatColour(level(entropy[index]));
-    token.textContent = visible(id);
-    token.style.background = css(colour);
-    token.style.color = inkOn(colour);
-    token.classList.toggle("open", !accepted[index] && !clamped[index]);
+    const behind = isBehind(state.step, position, id);
+    token.textContent = behind ? "·" : visible(id);
+    token.style.background = behind ? palette.paper : css(colour);
+    token.style.color = behind ? palette.muted : inkOn(colour);
+    token.classList.toggle("behind", behind);
+    token.classList.toggle("open", !behind && !accepted[index] && !clamped[index]);
     token.classList.toggle("clamped", Boolean(clamped[index]));
-    token.classList.toggle("breaks", breaksLine(id));
-    token.classList.toggle("special", isSpecial(id));
+    token.classList.toggle("breaks", !behind && breaksLine(id));
+    token.classList.toggle("special", !behind && isSpecial(id));
     token.classList.toggle("same", position === state.position);
   });
 }

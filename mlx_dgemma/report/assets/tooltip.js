@@ -36,7 +36,8 @@ function describe(step, position) {
   const fact = (name, value) => facts.append(make("dt", "", name), make("dd", "", value));
   fact("token id", String(ids.draft[index]));
   fact("entropy", `${short(entropy[index])} nats`);
-  fact("state", clamped[index] ? "clamped" : accepted[index] ? "accepted" : "not accepted, renoised");
+  const behind = isBehind(step, position, ids.draft[index]) ? ", behind the end" : "";
+  fact("state", (clamped[index] ? "clamped" : accepted[index] ? "accepted" : "not accepted, renoised") + behind);
   fact("before", `${visible(ids.canvas[index])} (${ids.canvas[index]})`);
   const where = `position ${position} · canvas ${canvas.index + 1} · step ${series.step[step]}`;
   const name = make("div", "name", visible(ids.draft[index]));
