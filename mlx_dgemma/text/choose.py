@@ -112,7 +112,7 @@ def _read(run: Run, slots: list[_Slot], draws: int) -> list[list[np.ndarray]]:
     noise, shape = run.noise(), (1, run.model.config.canvas_length)
     cache = run.prefix()[0].take([0] * len(canvases))
     drawn = [
-        _distributions(run.model, cache, _filled(canvases, mx.array(noise.tokens(shape))), at) for _ in range(draws)
+        distributions(run.model, cache, _filled(canvases, mx.array(noise.tokens(shape))), at) for _ in range(draws)
     ]
     p = iter(sum(drawn) / draws)
     return [[next(p) for _ in slot.positions] for slot in slots]
@@ -124,7 +124,7 @@ def _filled(canvases: list[Canvas], noise: mx.array) -> mx.array:
     return mx.where(mx.array([[token is None for token in canvas] for canvas in canvases]), noise, given)
 
 
-def _distributions(
+def distributions(
     model: DiffusionGemma, prefix: PrefixCache, canvas: mx.array, at: list[tuple[int, int]]
 ) -> np.ndarray:
     """Probabilities (N, V) at N (row, position) pairs, from one denoiser pass over ids (B, C)."""

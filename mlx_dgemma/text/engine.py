@@ -23,6 +23,7 @@ from mlx_dgemma.text.generation import stream_text
 from mlx_dgemma.text.request import Request
 from mlx_dgemma.text.run import Run, prepare
 from mlx_dgemma.text.samples import stream_batch
+from mlx_dgemma.text.score import Score, score_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,3 +119,19 @@ class Engine:
         if request.samples != 1 or request.canvas != ():
             raise DGemmaError("a choice writes nothing; leave canvas and samples out of the request")
         return choice.read_choices(self.prepare(request), template, labels, draws)
+
+    def score(self, request: Request, text: str | Sequence[int], *, causal: bool = False) -> Score:
+        """How sure the model is of a text behind the prompt, token by token, at temperature 1; see `text.score`.
+
+        Args:
+            request: prompt, seed and settings; nothing is written, so a canvas or samples have no place in it.
+            text: the answer to score, without a stop token; or token ids.
+            causal: reads with the encoder, each token after those before it, in one pass; otherwise with the denoiser,
+                each token between all others, a row of a pass for each.
+
+        Raises:
+            DGemmaError: an empty text, characters or ids outside the vocabulary, and what `prepare` refuses.
+        """
+        if request.samples != 1 or request.canvas != ():
+            raise DGemmaError("a score writes nothing; leave canvas and samples out of the request")
+        return score_text(self.prepare(request), text, causal=causal)

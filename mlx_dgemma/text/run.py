@@ -13,7 +13,7 @@ from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering, steerings
 from mlx_dgemma.diffusion.vocabulary import BLOCK
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
@@ -70,6 +70,12 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
         DGemmaError: an empty or too long prompt, a token id outside the vocabulary, text without a tokenizer, a
             template or draft that cannot be used, more tokens than there are positions, more samples than fit memory.
     """
+    dtype = model.embedding_scale.dtype
+    if cpu.on_cpu() and dtype != mx.float32:
+        name = str(dtype).removeprefix("mlx.core.")
+        raise DGemmaError(
+            f"the model was loaded for a GPU, in {name}, and MLX's default device is the CPU now; load it again"
+        )
     settings = request.settings.over(model.generation_config)
     ids = prompt_ids(tokenizer, request.prompt, request.chat_template)
     check_ids(model, ids)

@@ -48,6 +48,20 @@ def test_recording_costs_less_than_5_percent_of_a_step(engine):
     assert statistics.median(costs) < 0.05 * statistics.median(steps)
 
 
+def test_each_step_has_its_own_time(engine):
+    """No step is counted with its successor: the last one takes as long as the others."""
+    settings = GenerationConfig(max_denoising_steps=14, confidence_threshold=1e-9, max_new_tokens=64)
+    shares = []
+    for seed in range(5):
+        request = Request("sudoku 1...............", settings=settings, seed=seed)
+        recorder = Recorder(engine, request)
+        for _ in record(engine.stream(request), recorder):
+            pass
+        seconds = recorder.trace().seconds
+        shares.append(seconds[-1] / statistics.median(seconds))
+    assert statistics.median(shares) > 0.4  # it was 0.05
+
+
 def test_no_step_no_trace(engine):
     with pytest.raises(DGemmaError, match="before its first denoising step"):
         Recorder(engine, Request("roman 3")).trace()
