@@ -15,7 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MEMORY = 1 << 30  # bytes of address space beyond what the interpreter has
+MEMORY = 1 << 30  # bytes of address space, the interpreter included
 
 
 class Generation(Extension):

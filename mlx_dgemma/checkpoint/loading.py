@@ -13,7 +13,7 @@ from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, s
 from mlx_dgemma.checkpoint.tokenizer import FastTokenizer, SentencePieceTokenizer, load_tokenizer
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
-from mlx_dgemma.model import cpu
+from mlx_dgemma.model import cpu, memory, selfcheck
 from mlx_dgemma.model.attention import Attention
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
@@ -50,13 +50,16 @@ def load(
     config = ModelConfig.from_file(folder / "config.json")
     if verify:
         check_sums(folder)
-    return load_model(folder, config, dtype), load_tokenizer(folder)
+    with memory.explained():
+        return load_model(folder, config, dtype), load_tokenizer(folder)
 
 
 def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Path:
     """The checkpoint's local folder; downloads a hub repository if there is no such folder."""
     if path_or_repo is None:
         return EMBEDDED
+    if not isinstance(path_or_repo, str | Path):
+        raise DGemmaError(f"a checkpoint is a folder or a hub repository (owner/name), not {path_or_repo!r}")
     folder = Path(path_or_repo).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -86,7 +89,11 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOAD))
     except (OSError, ValueError) as error:  # hub and network errors are OSErrors, a malformed name is a ValueError
-        raise DGemmaError(f"no folder {repo}, and the hub download failed: {first_line(error)}") from None
+        why = first_line(error).removeprefix("Got: ")
+        raise DGemmaError(
+            f"no folder {repo}, and the hub download failed ({why}); check the network and the name, log in for a "
+            f"gated repository, or download it by itself: hf download {repo}"
+        ) from None
 
 
 def load_model(
@@ -110,6 +117,7 @@ def load_model(
             module.fuse()
     model.generation_config = _generation_defaults(folder, config)
     model.eval()
+    selfcheck.check_kernels()
     return model
 
 

@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dgemma.diffusion import sampling
-from mlx_dgemma.model import fused
+from mlx_dgemma.model import fused, trust
 
 BLOCK = 8192  # ids whose scores are alive at a time
 GROUP = 16  # ids that share one probability mass, the level between block and id in the draw
@@ -112,12 +112,13 @@ class EmbeddingTable:
 
     def _product(self, x: mx.array, start: int, stop: int, *, transpose: bool) -> mx.array:
         e = self.embedding
-        if not self.is_quantized:
-            block = e.weight[start:stop]
-            return x @ (block.T if transpose else block)
-        biases = None if e.get("biases") is None else e.biases[start:stop]
-        block = e.weight[start:stop], e.scales[start:stop], biases
-        return mx.quantized_matmul(x, *block, transpose, e.group_size, e.bits, e.mode)
+        if self.is_quantized and trust.is_trusted("sliced products"):
+            biases = None if e.get("biases") is None else e.biases[start:stop]
+            block = e.weight[start:stop], e.scales[start:stop], biases
+            return mx.quantized_matmul(x, *block, transpose, e.group_size, e.bits, e.mode)
+        # where kernels cannot read quantized rows in their places, they are gathered and multiplied as floats
+        rows = self.rows(mx.arange(start, stop), x.dtype) if self.is_quantized else e.weight[start:stop]
+        return x @ (rows.T if transpose else rows)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dgemma.model import cpu, fused
+from mlx_dgemma.model import cpu, fused, trust
 from mlx_dgemma.model.config import ModelConfig
 
 SORT_FROM = 64  # (token, expert) pairs; below that the sort costs more than it saves
@@ -94,7 +94,8 @@ class Experts(nn.Module):
                 count = self.gate_up_proj.weight.shape[0]
                 out = cpu.in_tiles(lambda *tiles: self._run(*tiles, True), rows, token, experts, count, back)
             else:
-                out = self._run(rows[token][:, None], experts, True)[back]
+                is_sorted = trust.is_trusted("sorted experts")  # or the kernel for any order is taken
+                out = self._run(rows[token][:, None], experts, is_sorted)[back]
         out = out.reshape(*chosen.shape, -1)  # (…, K, H)
         return (weights[..., None, :].astype(x.dtype) @ out).squeeze(-2)
 
