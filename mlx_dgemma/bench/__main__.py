@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import Parser, exit_code
 from mlx_dgemma.terminal.options import add_model
@@ -43,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="canvases measured, after one that does not count (default: 3)",
     )
     add("--seed", type=int, default=0, metavar="N", help="of prompt and noise (default: 0)")
+    about = "measure nothing: is the checkpoint sound, and computed rightly? exit code 1 if not"
+    add("--check", action="store_true", help=about)
     add("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
 
@@ -67,6 +70,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
+    if args.check:
+        return run_check(args)
     with signals.uninterrupted():  # late, so that --help answers at once
         from mlx_dgemma.bench.measure import Options, run_benchmark
 
@@ -74,6 +79,26 @@ def run(args: argparse.Namespace) -> int:
     report = run_benchmark(asked)
     print(json.dumps(asdict(report)) if args.json else table(report))
     return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Shows a finished canvas to the model once more; the exit code."""
+    from mlx_dgemma.terminal.start import load_engine
+
+    engine = load_engine(args.model, args.dtype, wire=args.wire)
+    from mlx_dgemma.bench.check import check
+
+    found = check(engine, args.seed)
+    if args.json:
+        print(json.dumps({"model": engine.checkpoint, **asdict(found), "is_sound": found.is_sound}))
+    else:
+        print(f"{found.kept} of {found.tokens} tokens of a canvas stay after one more step (it took {found.steps})")
+    if found.is_sound:
+        return 0
+    raise DGemmaError(
+        "the checkpoint is damaged or computed wrongly here: a sound one keeps nine of ten; download or convert it "
+        "again, then try --dtype bfloat16 and another version of MLX"
+    )
 
 
 def table(report: "Report") -> str:
@@ -86,6 +111,7 @@ def table(report: "Report") -> str:
     rows = (
         ("model", r.model),
         ("runs on", f"{r.device} in {r.dtype}; measured: {machine}"),
+        *((name, value) for name, value in r.environment.items()),
         ("prefill", _ms(1000 * r.prefill_seconds), prompt),
         ("step", _ms(r.step_ms), f"{_floor(r.floor_ms)}, {r.percent_of_floor:.1f} % of the time taken"),
         ("  layers", _ms(r.layers_ms), _floor(r.layers_floor_ms)),

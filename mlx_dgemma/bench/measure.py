@@ -8,6 +8,7 @@ from statistics import median
 import mlx.core as mx
 
 from mlx_dgemma.bench import machine
+from mlx_dgemma.bench.environment import environment
 from mlx_dgemma.bench.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
 from mlx_dgemma.checkpoint.headers import by_target, read_headers
 from mlx_dgemma.checkpoint.loading import resolve
@@ -50,6 +51,7 @@ class Report:
         vocabulary_floor_ms: and the vocabulary stage.
         floor_ms: of a step, their sum; a bound as long as the weights are larger than the caches.
         percent_of_floor: floor_ms over step_ms; 100 would be perfect.
+        environment: what the figures depend on beside the checkpoint.
     """
 
     model: str
@@ -75,6 +77,7 @@ class Report:
     vocabulary_floor_ms: float
     floor_ms: float
     percent_of_floor: float
+    environment: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def run_benchmark(options: Options) -> Report:
         gigabytes_per_second=chip.gigabytes_per_second, gigaflops=1000 * chip.teraflops,
         layers_floor_ms=1000 * (floor - vocabulary_floor), vocabulary_floor_ms=1000 * vocabulary_floor,
         floor_ms=1000 * floor, percent_of_floor=100 * floor / step,
+        environment=environment(),
     )  # fmt: skip
 
 
