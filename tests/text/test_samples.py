@@ -51,6 +51,20 @@ def test_rows_that_end_early_leave_the_batch(model):
         assert sample.result.canvases == alone.canvases and sample.result.tokens == alone.tokens
 
 
+def test_rows_that_are_done_draw_no_more_noise(embedded):
+    # else the next canvas of a row that ended early would start from other noise than its single run's
+    prompt, config = "sudoku 1...............", GenerationConfig(eos_token_id=[], max_new_tokens=2 * 64)
+    events = list(stream_samples(*embedded, prompt, config, n=4, seed=41))
+    steps = [event for event in events if isinstance(event, DenoisingStep)]
+    lengths = {tuple(event.result.steps_per_canvas) for event in events if isinstance(event, Sample)}
+    assert len({first for first, _ in lengths}) > 1, "rows must end at different steps"
+    second = next(event.canvas for event in steps if event.canvas_index == 1)
+    for row in range(4):
+        alone = stream_generate(*embedded, prompt, config, seed=41 + row)
+        canvas = next(e.canvas for e in alone if isinstance(e, DenoisingStep) and e.canvas_index == 1)
+        assert second[row].tolist() == canvas[0].tolist()
+
+
 def test_best_first_by_the_mean_log_probability_of_the_text(embedded):
     model, tokenizer = embedded
     config = GenerationConfig(max_denoising_steps=2)
