@@ -11,7 +11,8 @@ from mlx_dgemma.sweep import frontier, journal
 from mlx_dgemma.sweep.grid import FIELDS, Grid, Settings, parse_grid, text_of
 from mlx_dgemma.sweep.plugins import settings_of
 from mlx_dgemma.sweep.questions import Question, draw_questions, read_pairs
-from mlx_dgemma.sweep.summary import markdown, summarise, table
+from mlx_dgemma.sweep.show import show
+from mlx_dgemma.sweep.summary import summarise
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
 from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
 from mlx_dgemma.terminal import signals
@@ -94,13 +95,15 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
     rows, nbytes = journal.read_back(args.output, grid, plan, description) if args.resume else ([], 0)
     finished = len(rows) == len(plan) or carry_out(args, grid, plan, description, rows, nbytes)
     lines = summarise(rows, grid)
-    show(*table(lines, grid))
+    show(lines, grid, title(args, grid))
+    say(f"{len(rows)} generations: {args.output}; their run: {journal.description_file(args.output)}")
     if not finished:
         told = f"interrupted after {len(rows)} of {len(plan)} generations; the same command goes on with --resume"
         say(told)
         return signals.exit_code()
     if args.plot is not None:
         frontier.plot(lines, grid, title(args, grid), args.plot)
+        say(f"plot: {args.plot}")
     return 0
 
 
@@ -152,20 +155,6 @@ def carry_out(
             signals.settle()
             return False
     return True
-
-
-def show(header: list[str], cells: list[list[str]]) -> None:
-    """The table on stdout: rich's on a terminal, Markdown elsewhere."""
-    if not sys.stdout.isatty():
-        print(markdown(header, cells))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(*header)
-    for row in cells:
-        drawn.add_row(*row)
-    Console(markup=False, emoji=False, highlight=False).print(drawn)
 
 
 def title(args: argparse.Namespace, grid: Grid) -> str:

@@ -1,5 +1,6 @@
-"""The sweep: its grid, questions, figures, frontier and plot. What interrupts it is in test_sweep_resume.py."""
+"""The sweep: its grid, questions, figures, frontier and plot. What interrupts it is in test_resume.py."""
 
+import io
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from mlx_dgemma import DGemmaError
 from mlx_dgemma.diffusion.settings import GenerationConfig
@@ -16,6 +18,7 @@ from mlx_dgemma.sweep import frontier
 from mlx_dgemma.sweep.__main__ import main
 from mlx_dgemma.sweep.grid import FIELDS, parse_grid
 from mlx_dgemma.sweep.questions import draw_questions, read_pairs
+from mlx_dgemma.sweep.show import drawn
 from mlx_dgemma.sweep.summary import ALL, markdown, score, summarise, table, wilson
 from mlx_dgemma.sweep.trials import Outcome, Row, plan_trials
 from mlx_dgemma.tasks import HARD, TASKS
@@ -140,9 +143,20 @@ def test_table_has_a_line_per_point_and_task_and_one_for_all_tasks():
     assert [(*line.settings.values(), line.task, line.score.n) for line in lines] == [
         (1, "a|", 1), (1, "b", 1), (1, ALL, 2), (2, "a|", 1), (2, ALL, 1)
     ]  # fmt: skip
-    text = markdown(*table(lines, grid)).splitlines()
+    text = markdown(*table(lines, list(grid.axes))).splitlines()
     assert len(text) == 7 and {len(re.findall(r"(?<!\\)\|", line)) for line in text} == {9}
     assert "| 1 | all | 2 | 50.0 % | 9.5 – 90.5 | 1.00 | 6.00 | 1.00 |" in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 8), (140, 4)])
+def test_the_table_of_two_swept_settings_is_whole_on_a_terminal(width, height):
+    grid = parse_grid(["max_denoising_steps=2,48", "token_choice=argmax"])
+    lines = summarise([Row(p, outcome(HARD, 0, True, p["max_denoising_steps"])) for p in grid.points()], grid)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(drawn(*table(lines, grid.varying()), width), soft_wrap=True)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width and "…" not in text and "argmax" not in text
+    assert "20.7 – 100.0" in text and len([line for line in text.splitlines() if line.strip()]) == height
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12))

@@ -1,0 +1,43 @@
+"""The table of a sweep on stdout: Markdown with every column, or on a terminal what fits it."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from mlx_dgemma.sweep.grid import Grid
+from mlx_dgemma.sweep.summary import Line, markdown, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def show(lines: list[Line], grid: Grid, title: str) -> None:
+    """Prints it; on a terminal below a title, which holds the settings that all points share."""
+    if not sys.stdout.isatty():
+        print(markdown(*table(lines, list(grid.axes))))
+        return
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(title, soft_wrap=True)
+    console.print(drawn(*table(lines, grid.varying()), console.width), soft_wrap=True)
+
+
+def drawn(header: list[str], cells: list[list[str]], width: int) -> "Table":
+    """For a terminal; where it is too narrow, headers and names of tasks break, and figures do not."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
+
+    if sum(_needed([header, *cells])) + 2 * len(header) > width:
+        header = [name.replace("_", "_\n").replace(" ", "\n").replace("\n%", " %") for name in header]
+        task = header.index("task")
+        cells = [[c.replace(" with ", "\nwith ") if i == task else c for i, c in enumerate(row)] for row in cells]
+    columns = [Column(name, min_width=least) for name, least in zip(header, _needed([header, *cells]), strict=True)]
+    made = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for row in cells:
+        made.add_row(*row)
+    return made
+
+
+def _needed(rows: list[list[str]]) -> list[int]:
+    """The width of each column."""
+    return [max(len(part) for cell in column for part in cell.split("\n")) for column in zip(*rows, strict=True)]
