@@ -1,1 +1,1 @@
-"""Measurements behind the README's figures; each script prints what the README says."""
+"""Measurements behind the figures of README and docs; each script prints what they say."""

@@ -1,4 +1,4 @@
-"""How often `choose` finds the right answer among wrong ones: the figures of the README.
+"""How often `choose` finds the right answer among wrong ones: the figures of docs/steering.md.
 
 Of the embedded checkpoint: held-out questions, the right answer (which it can write) among up to four that differ in
 one character: replaced, swapped with its neighbour, left out at the end, added at the end. By draws of the noise.

@@ -1,4 +1,4 @@
-"""The README's table of recipes for the 26B model: bits per weight, size, memory to run it, the Mac it fits.
+"""The table of recipes in docs/converting.md, for the 26B model: bits per weight, size, memory to run, the Mac it fits.
 
 Pure arithmetic from the published config.json and tensor table (tests/data). Memory to run is the text weights (vision
 weights are not loaded yet), the prefix cache at 8,192 tokens in bfloat16, and a workspace for one denoising step.

@@ -1,4 +1,4 @@
-"""What recording a trace costs, of a denoising step: the figure of the README.
+"""What recording a trace costs, of a denoising step: the figure of docs/traces-and-reports.md.
 
 Of the embedded checkpoint: the recorder's own time for each event beside that step's, medians of what alternates; then
 saving, for a long run of the published size (10 canvases of 48 steps, 256 positions, 262,144 possible tokens).

@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_steering(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("steering (gaps and drafts, see the README)").add_argument
+    add = parser.add_argument_group("steering (gaps and drafts, see docs/steering.md)").add_argument
     add("--template", metavar="T", help="text with gaps: {10} holds ten tokens, {} at the end as many as it takes")
     add("--init", metavar="TEXT", help="start the first canvas from this draft instead of noise")
     add("--noise", type=float, metavar="SHARE", help="share of the draft that is replaced by noise (default: 0)")

@@ -89,12 +89,12 @@ def test_the_table_names_every_figure(report):
     assert lines["weights"].strip() == f"{report.weight_bytes / 1e6:.2f} MB"
 
 
-def test_the_sample_in_the_readme_is_such_a_table(report):
+def test_the_sample_in_the_docs_is_such_a_table(report):
     def labels(text: str) -> list[str]:
         found = [line[:14].strip() for line in text.splitlines()]
         return found[: found.index("runs on")] + found[found.index("prefill") :]  # those between are a machine's
 
-    sample = re.search(r"^    model  .*?(?=\n\n)", (ROOT / "README.md").read_text("utf-8"), re.S | re.M)
+    sample = re.search(r"^    model  .*?(?=\n\n)", (ROOT / "docs" / "performance.md").read_text("utf-8"), re.S | re.M)
     assert sample and labels(textwrap.dedent(sample[0])) == labels(table(report))
 
 
