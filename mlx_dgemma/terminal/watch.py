@@ -63,7 +63,7 @@ def terminal() -> Console | None:
 
 
 class LiveCanvas(ProgressLine):
-    """Draws canvases on a rich console that is the terminal on stderr; they begin below the text's last row."""
+    """Draws canvases on a rich console that is the terminal on stderr; they go on where the text ends."""
 
     def __init__(self, console: Console, texts: "TokenTexts", stops: Collection[int], delay: float = 0.0):
         super().__init__(enabled=True)
@@ -77,7 +77,7 @@ class LiveCanvas(ProgressLine):
         self._wait()
         with signals.uninterrupted():
             self._measure()
-            rows = picture(event, self._texts, self._stops, terminal_size(), self._shade)
+            rows = picture(event, self._texts, self._stops, terminal_size(), self._shade, self._before())
             if self._live is None:
                 self._start()
             self._live.update(Segments(_joined(rows)), refresh=True)
@@ -102,14 +102,18 @@ class LiveCanvas(ProgressLine):
                 self._live.update(Text(""))
                 self._live.stop()
                 self._live, self._widths = None, []
-                if self._shares_terminal and self._line:
-                    sys.stderr.write("\x1b[A\r" + last_row(self._line, terminal_size().columns))
+                if before := self._before():
+                    sys.stderr.write(before)
                     sys.stderr.flush()
         super().clear()
 
+    def _before(self) -> str:
+        """The row of the terminal that the text ends in, which the canvas goes on with."""
+        return last_row(self._line, terminal_size().columns) if self._shares_terminal and self._line else ""
+
     def _start(self) -> None:
-        if self._shares_terminal and self._line:
-            sys.stderr.write("\n")
+        if self._before():
+            sys.stderr.write("\r")
         self._live = Live(
             console=self._console,
             auto_refresh=False,
@@ -142,7 +146,12 @@ class TokenTexts(dict[int, str]):
 
 
 def picture(
-    step: DenoisingStep, texts: TokenTexts, stops: Collection[int], size: os.terminal_size, shade: str = "dark"
+    step: DenoisingStep,
+    texts: TokenTexts,
+    stops: Collection[int],
+    size: os.terminal_size,
+    shade: str = "dark",
+    before: str = "",
 ) -> list[Row]:
     """One denoising step (row 0 of a batch) as rows of segments: the draft, then the step in figures.
 
@@ -154,9 +163,11 @@ def picture(
         size: the terminal's columns and lines. Rows leave its last column free, and together two of its lines: one for
             the text's last row above, one for the cursor below.
         shade: the terminal's background, "dark" or "light".
+        before: what stands before the canvas in its first row.
     """
     width, height = max(1, size.columns - 1), max(1, size.lines - 2)
-    rows = wrapped(_pieces(step, texts, stops, SHADES[shade]), width)
+    pieces = _pieces(step, texts, stops, SHADES[shade])
+    rows = wrapped([*([(drawable(before), Style.null())] if before else []), *pieces], width)
     # two columns less: a terminal echoes Ctrl-C as ^C behind the last row
     figures = textwrap.wrap(step_line(step), max(1, width - 2))[:height]
     room = height - len(figures)
