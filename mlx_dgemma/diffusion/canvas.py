@@ -36,7 +36,7 @@ class Denoiser(Protocol[Begun]):
         """Answers a query about a forward pass that was begun."""
 
     def cancel(self) -> None:
-        """The last forward pass that was begun will not be finished."""
+        """The last forward pass that was begun will not be finished; nothing to do if it was."""
 
 
 @dataclass(frozen=True)
@@ -274,5 +274,6 @@ class ModelDenoiser:
         return predict(begun, self.table, query)
 
     def cancel(self) -> None:
-        self.cache.restore(self._before)
+        if self._before:
+            self.cache.restore(self._before)
         self._before = []

@@ -242,6 +242,23 @@ def test_a_model_with_damaged_weights_is_told(folder):
         generate_text(damaged, None, [1, 2])
 
 
+@pytest.mark.parametrize("calls", range(1, 5))
+def test_an_interrupt_while_a_step_is_started_stays_an_interrupt(model, monkeypatch, calls):
+    cache, started = model.make_cache(), []
+    model.encode(mx.array([[5, 6]]), cache)
+    start = memory.start
+
+    def interrupted(arrays):
+        started.append(arrays)
+        if len(started) == calls:
+            raise KeyboardInterrupt
+        start(arrays)
+
+    monkeypatch.setattr(loop.memory, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(generate_canvases(model, cache, GenerationConfig(max_denoising_steps=8), ReplayedNoise(0), 1))
+
+
 def test_the_last_buffers_are_given_back_before_the_last_event(model, monkeypatch):
     order = []
     monkeypatch.setattr(loop.mx, "clear_cache", lambda: order.append("cleared"))
