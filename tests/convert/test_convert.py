@@ -622,6 +622,12 @@ def test_the_patch_starts_from_zero_self_conditioning(gemma4, to_target):
     assert parameters["model.decoder.self_conditioning.gate_up_proj.weight"].std().item() > 0.01
 
 
+def test_the_patch_replaces_nothing_that_the_source_has(capsys, gemma4, tmp_path):
+    name = "model.language_model.self_conditioning.down_proj.weight"
+    copy = broken(gemma4[1], tmp_path, lambda t: t.update({name: np.ones((64, 96), np.float32)}))
+    assert f"{name} is unexpected; plain Gemma 4 has no such tensor" in failing(capsys, copy, tmp_path / "t")
+
+
 def test_the_patch_gets_the_samplers_defaults_and_nothing_of_our_own(gemma4, to_target):
     content = json.loads((to_target(source=gemma4[1]) / "generation_config.json").read_text())
     published = json.loads((DATA / "generation_config.json").read_text())
