@@ -1,7 +1,6 @@
 """Command line of the converter. The plan goes to stdout (with --dry-run), all else to stderr."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +13,15 @@ from .recipes import DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, parse
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from .plan import Plan
+    from .source import Source
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="dgemma-convert", description="Convert a Gemma MoE checkpoint into an MLX folder.")
     add = parser.add_argument
     add("--hf-path", metavar="S", required=True, help="source: a folder or a hub repository")
-    add("--mlx-path", metavar="D", type=Path, default=Path("mlx_model"), help="target folder (default: mlx_model)")
+    add("--mlx-path", metavar="D", default="mlx_model", help="target folder (default: mlx_model)")
     add("--revision", help="branch, tag or commit of the source repository")
     add("-q", "--quantize", action="store_true", help=f"quantize (recipe {DEFAULT} unless --recipe says otherwise)")
     add("--recipe", choices=RECIPES, help="which parts get which format")
@@ -71,13 +73,11 @@ def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
     # late: MLX is not needed for --help or a mistyped option
     from mlx_dgemma.checkpoint.loading import resolve
 
-    from . import folder, write
     from .plan import make_plan
     from .source import open_source
+    from .target import check_apart, locked, target_of
 
-    target = Path(os.path.abspath(args.mlx_path))
-    if not target.name:
-        raise DGemmaError(f"{target} cannot be a target; give --mlx-path a folder that does not exist yet")
+    target = target_of(args.mlx_path)
     source = open_source(resolve(args.hf_path, args.revision))
     if source.is_quantized and not args.dequantize:
         if not rules:
@@ -87,26 +87,43 @@ def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
     if args.dry_run:
         print("\n".join(plan.lines()))
         return 0
+    check_apart(source.folder, target)
+    with locked(target):
+        convert(args, recipe, source, plan, target)
+        if args.verify:
+            from . import verify
+
+            for line in verify.weight_errors(plan, target):
+                print(line, file=sys.stderr)
+            print(verify.logits_divergence(source, target), file=sys.stderr)
+        if args.upload_repo:
+            upload(target, args.upload_repo)
+    return 0
+
+
+def convert(args: argparse.Namespace, recipe: str | None, source: "Source", plan: "Plan", target: Path) -> None:
+    """Makes the target; with --resume, what is left to do of it, which may be nothing."""
+    from .folder import Provenance, is_finished, new_record, revision_of, side_files, target_config
+    from .target import discard, partial_of, prepare, publish
+    from .write import write_weights
+
+    options = {"dtype": args.dtype, "overrides": args.override, "quantization": plan.quantization()}
+    provenance = Provenance(args.hf_path, revision_of(source.folder), recipe, options)
+    record = new_record(plan, provenance)
+    files = side_files(source, plan, target_config(source, plan), provenance)
+    if args.resume and is_finished(target, record, files):
+        discard(target, record["fingerprint"])
+        print(f"{target}: finished already, by this same conversion", file=sys.stderr)
+        return
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
-    config = folder.target_config(source, plan)
-    done = write.prepare(plan, source.folder, target, resume=args.resume, force=args.force)
+    prepare(plan, record, target, resume=args.resume, force=args.force)
     with bar(plan.nbytes) as progress:
-        sums = write.write_weights(plan, target, done, progress.update)
-    options = {"dtype": args.dtype, "overrides": args.override, "quantization": plan.quantization()}
-    provenance = folder.Provenance(args.hf_path, folder.revision_of(source.folder), recipe, options)
-    folder.write_folder(source, plan, config, target, provenance, sums)
-    write.publish(target)
+        write_weights(plan, partial_of(target), record, progress.update)
+    for name, content in files.items():
+        (partial_of(target) / name).write_bytes(content)
+    publish(target)
     print(f"{target}: {plan.tensors} tensors, {plan.nbytes / 1e9:.3f} GB", file=sys.stderr)
-    if args.verify:
-        from . import verify
-
-        for line in verify.weight_errors(plan, target):
-            print(line, file=sys.stderr)
-        print(verify.logits_divergence(source, target), file=sys.stderr)
-    if args.upload_repo:
-        upload(target, args.upload_repo)
-    return 0
 
 
 def bar(total: int) -> "tqdm | Lines":
