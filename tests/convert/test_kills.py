@@ -107,13 +107,12 @@ def places(folder, tmp_path_factory):
 
 
 def moments(seams: list[str], count: int, seed: int) -> list[tuple[str, float]]:
-    """When to stop a run: half of them before file operations, among them all of the last ones; half at any time."""
-    dice = random.Random(seed)
-    rare = [i for i, name in enumerate(seams, 1) if name != "pwrite"]
-    chosen = {*rare[-count // 4 :], *dice.sample(rare, count // 8)}
-    others = sorted({*range(1, len(seams) + 1)} - chosen)
-    chosen |= {*dice.sample(others, count // 2 - len(chosen))}
-    times = [("after", dice.uniform(0, 0.5)) for _ in range(count - count // 2)]
+    """When to stop a run: half of them before file operations, all renames among them; half at any time."""
+    dice, numbered = random.Random(seed), list(enumerate(seams, 1))
+    chosen = {i + after for i, name in numbered if name == "rename" for after in (0, 1)}
+    for kind in ([i for i, name in numbered if name != "pwrite"], range(1, len(seams) + 1)):
+        chosen |= {*dice.sample([i for i in kind if i not in chosen], (count // 2 - len(chosen) + 1) // 2)}
+    times = [("after", dice.uniform(0, 0.5)) for _ in range(count - len(chosen))]
     return [*(("before", i) for i in sorted(chosen)), *times]
 
 
