@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.terminal.cli import Lines, Parser, exit_code
 
-from .recipes import DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, parse_override, rules_of
+from .recipes import ABOUT, DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, parse_override, rules_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -18,21 +18,28 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="dgemma-convert", description="Convert a Gemma MoE checkpoint into an MLX folder.")
+    recipes = "\n".join(f"  {name:14} {about}" for name, about in ABOUT.items())
+    parser = Parser(
+        prog="dgemma-convert",
+        description="Convert a Gemma MoE checkpoint into an MLX folder.",
+        epilog=f"recipes (norms, scalars and the vision tower stay as they are):\n{recipes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("--hf-path", metavar="S", required=True, help="source: a folder or a hub repository")
+    add("--hf-path", "--model", metavar="S", required=True, help="source: a folder or a hub repository")
     add("--mlx-path", metavar="D", default="mlx_model", help="target folder (default: mlx_model)")
     add("--revision", help="branch, tag or commit of the source repository")
     add("-q", "--quantize", action="store_true", help=f"quantize (recipe {DEFAULT} unless --recipe says otherwise)")
-    add("--recipe", choices=RECIPES, help="which parts get which format")
+    add("--recipe", choices=RECIPES, metavar="R", help="which parts get which format, see below")
     add("--q-bits", type=int, metavar="N", help="bits of the recipe's chosen part (default: 4)")
     add("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: the mode's)")
     add("--q-mode", choices=MODES, help="number format (default: affine)")
     add("--override", action="append", default=[], metavar="REGEX=BITS[:GROUP[:MODE]]", help="bits 16: leave as it is")
     add("-d", "--dequantize", action="store_true", help="write a quantized source unquantized")
     add("--dtype", choices=FLOATS, help="of everything that is not quantized (default: the source's)")
-    add("--dry-run", action="store_true", help="print the plan; reads headers only, writes nothing")
-    add("--resume", action="store_true", help="go on with a run that ended early")
+    add("--dry-run", action="store_true", help="what it would come to; reads headers only, writes nothing")
+    add("--verbose", action="store_true", help="list every tensor")
+    add("--resume", action="store_true", help="go on with a run that ended early, if there is one")
     add("--force", action="store_true", help="replace the target")
     add("--verify", action="store_true", help="re-read the result: errors by part, KL of the logits")
     add("--upload-repo", metavar="R", help="push the result to this hub repository")
@@ -72,9 +79,11 @@ def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
     """Plans, writes, verifies, publishes."""
     # late: MLX is not needed for --help or a mistyped option
     from mlx_dgemma.checkpoint.loading import resolve
+    from mlx_dgemma.model.config import ModelConfig
 
     from .plan import make_plan
     from .source import open_source
+    from .summary import details, summary
     from .target import check_apart, locked, target_of
 
     target = target_of(args.mlx_path)
@@ -85,7 +94,7 @@ def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
         rules = (*rules, (".*", KEEP))
     plan = make_plan(source, rules, FLOATS[args.dtype] if args.dtype else None)
     if args.dry_run:
-        print("\n".join(plan.lines()))
+        print(*(details(plan) if args.verbose else ()), *summary(plan, ModelConfig.from_dict(source.config)), sep="\n")
         return 0
     check_apart(source.folder, target)
     with locked(target):
@@ -104,6 +113,7 @@ def run(args: argparse.Namespace, recipe: str | None, rules: Rules) -> int:
 def convert(args: argparse.Namespace, recipe: str | None, source: "Source", plan: "Plan", target: Path) -> None:
     """Makes the target; with --resume, what is left to do of it, which may be nothing."""
     from .folder import Provenance, is_finished, new_record, revision_of, side_files, target_config
+    from .summary import details, notes
     from .target import discard, partial_of, prepare, publish
     from .write import write_weights
 
@@ -115,9 +125,9 @@ def convert(args: argparse.Namespace, recipe: str | None, source: "Source", plan
         discard(target, record["fingerprint"])
         print(f"{target}: finished already, by this same conversion", file=sys.stderr)
         return
-    for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
     prepare(plan, record, target, resume=args.resume, force=args.force)
+    for line in details(plan) if args.verbose else notes(plan.notes):
+        print(line, file=sys.stderr)
     with bar(plan.nbytes) as progress:
         write_weights(plan, partial_of(target), record, progress.update)
     for name, content in files.items():

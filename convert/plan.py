@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -122,20 +121,6 @@ class Plan:
             elements, nbytes = totals.get(job.part, (0, 0))
             totals[job.part] = (elements + math.prod(job.source.shape), nbytes + job.nbytes)
         return {part: totals[part] for part, _ in PARTS if part in totals}
-
-    def lines(self) -> Iterator[str]:
-        """The plan as text: a line per tensor, the totals by part, the notes."""
-        for job in self.jobs:
-            for output in job.outputs:
-                shape = "×".join(map(str, output.shape))
-                origin = f"from {job.source.origin}" if job.source.info else f"made: {job.source.made}"
-                yield f"{output.name}  {output.dtype} {shape}  {output.nbytes} bytes  {job.how}  {origin}"
-        yield from (f"dropped: {name}, {reason}" for name, reason in self.dropped.items())
-        yield ""
-        for part, (elements, nbytes) in self.by_part().items():
-            yield f"{part:18} {elements:15,} weights {nbytes:15,} bytes {8 * nbytes / elements:6.2f} bits per weight"
-        yield from (f"note: {note}" for note in self.notes)
-        yield f"{self.tensors} tensors, {self.nbytes} bytes, {len(self.shards())} files"
 
 
 def _origin(source: SourceTensor) -> list[Any]:

@@ -1,6 +1,7 @@
 """From a folder or a hub repository to (model, tokenizer), in HF or MLX layout, quantized or not."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Pat
     """The checkpoint's local folder; downloads a hub repository if there is no such folder."""
     if path_or_repo is None:
         return EMBEDDED
-    folder = Path(path_or_repo).expanduser()
+    folder = Path(os.path.expanduser(path_or_repo))  # unlike Path's own, it takes "~nobody" as it is
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DGemmaError(f"no config.json in {folder}; a checkpoint folder is needed")

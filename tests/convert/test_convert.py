@@ -24,41 +24,6 @@ from tests.conftest import random_reference
 from tests.convert.conftest import DATA, ROOT, broken, convert, failing
 
 
-@pytest.mark.parametrize(
-    ("arguments", "tensors", "nbytes"),
-    [
-        (["--recipe", "mlx-community"], 1647, 16_542_844_632),
-        ([], 1047, 51_647_562_456),
-        (["-q"], 1167, 18_817_958_616),
-        (["--recipe", "8bit"], 1645, None),
-        (["--recipe", "small"], 1645, None),
-    ],
-)
-def test_plans_of_the_published_checkpoint(capsys, hollow, arguments, tensors, nbytes):
-    code, out, err = convert(capsys, "--hf-path", hollow, "--dry-run", *arguments)
-    assert (code, err) == (0, "")
-    last = out.strip().splitlines()[-1]
-    assert last.startswith(f"{tensors} tensors, ")
-    assert nbytes is None or f"{nbytes} bytes" in last
-    named = {line.split("  ")[0] for line in out.splitlines() if "  from " in line}
-    assert len(named) == tensors
-
-
-def test_the_small_recipe_leaves_room_below_16_gb(capsys, hollow):
-    _, out, _ = convert(capsys, "--hf-path", hollow, "--dry-run", "--recipe", "small")
-    nbytes = int(re.search(r"tensors, (\d+) bytes", out)[1])
-    assert 14e9 < nbytes < 15e9
-
-
-def test_groups_that_do_not_fit_fall_back_and_say_so(capsys, hollow):
-    code, out, _ = convert(capsys, "--hf-path", hollow, "--dry-run", "--recipe", "uniform", "--q-group-size", 128)
-    assert code == 0
-    notes = [line for line in out.splitlines() if line.startswith("note: ")]
-    assert "note: model.decoder.layers.0.experts.down_proj gets groups of 64: 128 does not divide 704" in notes
-    assert "note: model.decoder.layers.0.mlp.down_proj gets groups of 64: 128 does not divide 2112" in notes
-    assert len(notes) == 30 + 30 + 1  # experts, dense MLP, self-conditioning
-
-
 def test_a_dry_run_reads_no_weights_and_writes_nothing(capsys, hollow, tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
     code, _, _ = convert(capsys, "--hf-path", hollow, "--mlx-path", tmp_path / "t", "--dry-run", "-q")
@@ -246,8 +211,10 @@ def test_values_too_large_for_the_type_are_an_error(capsys, folder, tmp_path):
 
 def test_dropped_tensors_are_in_the_plan(capsys, folder, tmp_path):
     copy = broken(folder, tmp_path, lambda t: t.update({"lm_head.weight": t["model.decoder.embed_tokens.weight"]}))
-    _, out, _ = convert(capsys, "--hf-path", copy, "--dry-run")
-    assert "dropped: lm_head.weight, tied to the embedding" in out.splitlines()
+    _, out, _ = convert(capsys, "--hf-path", copy, "--dry-run", "--verbose")
+    assert {"dropped: lm_head.weight, tied to the embedding", "dropped: 1 tensor, tied to the embedding"} <= {
+        *out.splitlines()
+    }
 
 
 @pytest.mark.parametrize("text_config", [KeyError, None, [], {}, {"hidden_size": "big"}])
