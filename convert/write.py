@@ -46,11 +46,10 @@ def write_shard(path: Path, jobs: tuple[Job, ...], progress: Progress) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + offset)
+        file.flush()
         places = {o.name: 8 + len(text) + header[o.name]["data_offsets"][0] for job in jobs for o in job.outputs}
         for job in jobs:
             _write_job(file.fileno(), job, places, progress)
-        file.flush()
         os.fsync(file.fileno())
 
 

@@ -1,14 +1,17 @@
 """The end of a conversion: the renames, killed at each of them, and what is on the disk by then."""
 
+import errno
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 
 from convert import write
 from convert.target import RECORD, partial_of, replaced_of
+from mlx_dgemma.checkpoint.headers import read_header
 from tests.convert.conftest import INTERRUPTED, contents, convert, killed_after
 
 
@@ -96,6 +99,7 @@ def test_what_a_finished_conversion_left_is_removed(capsys, folder, tmp_path, mo
     assert contents(tmp_path) == {f"t/{name}": content for name, content in undisturbed.items()}
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names files by Linux's /proc")
 def test_all_is_on_the_disk_before_anybody_is_told(capsys, folder, tmp_path, monkeypatch, small_shards):
     """A shard before the record names it, the record before it is renamed, the folder before it takes its name."""
     events = []
@@ -104,8 +108,10 @@ def test_all_is_on_the_disk_before_anybody_is_told(capsys, folder, tmp_path, mon
     def recorded(name):
         def call(*arguments, **options):
             if name in ("fsync", "pwrite"):
-                path = os.readlink(f"/proc/self/fd/{arguments[0]}")
-                events.append((name, Path(path).name))
+                path = Path(os.readlink(f"/proc/self/fd/{arguments[0]}"))
+                events.append((name, path.name))
+                if (name, path.suffix) == ("fsync", ".safetensors"):
+                    read_header(path)  # nothing is still in a buffer
             elif Path(arguments[1]).name == RECORD:
                 events.append(("record", tuple(json.loads(Path(arguments[0]).read_text())["sha256"])))
             else:
@@ -129,3 +135,30 @@ def test_all_is_on_the_disk_before_anybody_is_told(capsys, folder, tmp_path, mon
     synced = {name for event, name in events[records[-1] : renamed] if event == "fsync"}
     assert synced == {*contents(tmp_path / "t"), "t.partial"}
     assert ("fsync", tmp_path.name) in events[renamed:]
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_a_sync_that_fails(capsys, folder, tmp_path, monkeypatch, folders):
+    """Some file systems cannot do it for folders; for a file it means that the data may be lost."""
+    real = os.fsync
+
+    def fails(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folders:
+            raise OSError(errno.EINVAL, "cannot sync that")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    code, _, err = convert(capsys, "--hf-path", folder, "--mlx-path", tmp_path / "t")
+    assert code == 1 - folders and ("cannot sync that" in err) is not folders
+    assert (tmp_path / "t").exists() is folders
+
+
+def test_what_another_conversion_left_stays(capsys, folder, tmp_path, monkeypatch, resumed, small_shards):
+    resumed()
+    with monkeypatch.context() as patch:
+        killed_after(patch, 2)
+        arguments = ["--mlx-path", tmp_path / "t", "--force", "--dtype", "float16"]
+        assert convert(capsys, "--hf-path", folder, *arguments)[0] in INTERRUPTED
+    before = contents(tmp_path)
+    assert "finished already" in resumed()
+    assert contents(tmp_path) == before

@@ -1,15 +1,21 @@
 """Going on with a run that ended early: what is trusted, what is not, and what has been finished already."""
 
+import hashlib
+import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from convert import plan, write
-from convert.target import RECORD, partial_of
+from convert.recipes import KEEP
+from convert.source import open_source
+from convert.target import MARGIN, RECORD, partial_of
 from mlx_dgemma import load
-from tests.checkpoint.test_loading import logits
+from tests.checkpoint.test_loading import logits, quantized_folder
 from tests.convert.conftest import INTERRUPTED, broken, contents, convert, failing, killed_after
 
 
@@ -36,6 +42,23 @@ def test_a_failure_with_force_leaves_the_old_target(capsys, to_target, folder, t
 def test_disk_space_is_checked_first(capsys, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     assert "has 0.0 GB free, 0.1 GB are needed" in failing(capsys, folder, tmp_path / "t")
+
+
+def test_a_resumed_run_needs_room_for_the_rest_only(capsys, folder, tmp_path, monkeypatch, resumed, small_shards):
+    """What is finished needs none, and what is no use makes some."""
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        assert convert(capsys, "--hf-path", folder, "--mlx-path", tmp_path / "t")[0] in INTERRUPTED
+    partial = partial_of(tmp_path / "t")
+    sizes = {name: sum(job.nbytes for job in jobs) for name, jobs in plan_of(folder).files().items()}
+    rest = sum(size for name, size in sizes.items() if not (partial / name).exists())
+    assert rest < sum(sizes.values()) - 200_000
+    (partial / "rubbish").write_bytes(bytes(2**20))
+    free = MARGIN + rest - (partial / "rubbish").stat().st_blocks * 512
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, free - 1))
+    assert "0.1 GB are needed" in failing(capsys, folder, tmp_path / "t", "--resume")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, free))
+    resumed()
 
 
 def test_a_killed_run_is_resumed(capsys, folder, tmp_path, monkeypatch, model, small_shards):
@@ -68,7 +91,7 @@ def test_resume_does_not_mix_two_models(capsys, folder, tmp_path, monkeypatch, s
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed", "record"])
-def test_resume_trusts_no_leftover(capsys, folder, tmp_path, monkeypatch, model, small_shards, damage):
+def test_resume_trusts_no_leftover(capsys, folder, tmp_path, monkeypatch, undisturbed, damage):
     target = tmp_path / "t"
     killed_after(monkeypatch, 3)
     assert convert(capsys, "--hf-path", folder, "--mlx-path", target)[0] in INTERRUPTED
@@ -80,7 +103,18 @@ def test_resume_trusts_no_leftover(capsys, folder, tmp_path, monkeypatch, model,
     else:
         (partial_of(target) / RECORD).write_text("[]")
     assert convert(capsys, "--hf-path", folder, "--mlx-path", target, "--resume")[0] == 0
-    assert np.array_equal(logits(load(target, verify=True)[0]), logits(model))
+    assert contents(target) == undisturbed
+
+
+def test_force_trusts_not_even_what_is_right(capsys, folder, tmp_path, monkeypatch, undisturbed):
+    target = tmp_path / "t"
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        assert convert(capsys, "--hf-path", folder, "--mlx-path", target)[0] in INTERRUPTED
+    written, real = [], write.write_shard
+    monkeypatch.setattr(write, "write_shard", lambda path, *rest: (written.append(path.name), real(path, *rest)))
+    assert convert(capsys, "--hf-path", folder, "--mlx-path", target, "--force")[0] == 0
+    assert written == [name for name in undisturbed if name.endswith(".safetensors")]
 
 
 def test_force_replaces_nothing_but_a_model_folder(capsys, folder, tmp_path):
@@ -159,6 +193,10 @@ def test_leftovers_do_not_get_into_the_result(capsys, folder, tmp_path, monkeypa
     for name in (f"{RECORD}.new", "model-00003-of-00099.safetensors", "README.md"):
         (partial / name).write_text("half")
     (partial / "folder").mkdir()
+    record = json.loads((partial / RECORD).read_text())
+    record["sha256"]["notes.txt"] = hashlib.sha256(b"mine").hexdigest()  # right, but no shard
+    (partial / "notes.txt").write_bytes(b"mine")
+    (partial / RECORD).write_text(json.dumps(record))
     resumed()
     assert contents(tmp_path) == {f"t/{name}": content for name, content in undisturbed.items()}
 
@@ -180,16 +218,33 @@ def test_an_empty_partial_folder_is_resumed(resumed, tmp_path):
     resumed()
 
 
-def test_resume_knows_versions_and_layout(folder, monkeypatch):
-    from convert.source import open_source
+def plan_of(folder: Path) -> plan.Plan:
+    """The plan of a conversion that changes nothing."""
+    return plan.make_plan(open_source(folder), ((".*", KEEP),))
 
-    made = plan.make_plan(open_source(folder), ())
-    prints = {made.fingerprint()}
-    with monkeypatch.context() as patch:
-        patch.setattr(plan.Plan.shards, "__defaults__", (100_000,))
-        prints.add(made.fingerprint())
-    for name, value in (("version", lambda package: "0.99"), ("__version__", "0.0.0")):
+
+def test_resume_knows_versions_and_layout(folder, monkeypatch):
+    prints, made = set(), plan_of(folder)
+    for owner, name, value in (
+        (plan, "SHARD_BYTES", 0),  # the default is bound already: no change
+        (plan.Plan.shards, "__defaults__", (100_000,)),
+        (plan, "version", lambda package: "0.99"),
+        (plan, "__version__", "0.0.0"),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(plan, name, value)
+            patch.setattr(owner, name, value)
             prints.add(made.fingerprint())
     assert len(prints) == 4 and made.fingerprint() in prints
+
+
+@pytest.mark.parametrize("part", ["weight", "scales", "biases"])
+def test_resume_knows_every_file_of_a_quantized_source(folder, tmp_path, part):
+    source = quantized_folder(folder, tmp_path / "q")
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    for kind in ("weight", "scales", "biases", "layer_scalar", "scale", "per_expert_scale"):
+        save_file({n: t for n, t in tensors.items() if n.endswith(f".{kind}")}, source / f"{kind}.safetensors")
+    before = plan_of(source).fingerprint()
+    assert plan_of(source).fingerprint() == before
+    os.utime(source / f"{part}.safetensors")
+    assert plan_of(source).fingerprint() != before
