@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 import struct
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from tests.checkpoint.test_loading import edit_tensors
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(__file__).parents[1] / "data"
-INTERRUPTED = (1, 130)  # exit codes after Ctrl-C
+# Exit codes of an interrupted run; 1 and -15 (by the signal itself) until `cli.exit_code` gives 130 and 143.
+CODES = {signal.SIGINT: (1, 130), signal.SIGTERM: (-signal.SIGTERM, 143)}
+INTERRUPTED = CODES[signal.SIGINT]
 
 
 @pytest.fixture(scope="session")
