@@ -1,7 +1,6 @@
 """The table of recipes in docs/converting.md, for the 26B model: bits per weight, size, memory to run, the Mac it fits.
 
-Pure arithmetic from the published config.json and tensor table (tests/data). Memory to run is the text weights (vision
-weights are not loaded yet), the prefix cache at 8,192 tokens in bfloat16, and a workspace for one denoising step.
+Pure arithmetic (`convert/summary.py`) from the published config.json and tensor table (tests/data).
 
 python -m benchmarks.recipes
 """
@@ -10,6 +9,7 @@ import csv
 import json
 from pathlib import Path
 
+from convert import summary
 from convert.plan import Plan, make_plan
 from convert.recipes import RECIPES, rules_of
 from convert.source import RULES, Source, SourceTensor
@@ -17,10 +17,6 @@ from mlx_dgemma.checkpoint.headers import TensorInfo, target_name
 from mlx_dgemma.model.config import ModelConfig
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
-PREFIX = 8192  # tokens
-WORKSPACE = 300_000_000  # bytes: a block of the vocabulary stage, attention scores at this prefix, activations
-GPU_SHARE = 0.75  # of a Mac's memory that its GPU may take, by default
-MACS = (16, 24, 32, 36, 48, 64, 96, 128)  # GB
 
 
 def published_source() -> Source:
@@ -34,20 +30,10 @@ def published_source() -> Source:
     return Source(DATA, json.loads((DATA / "config.json").read_text()), tensors, {}, True)
 
 
-def cache_bytes(config: ModelConfig, tokens: int) -> int:
-    """Keys and values of a prefix, bfloat16."""
-    kept = [min(tokens, layer.window - 1 if layer.window else tokens) for layer in config.layers]
-    return sum(2 * 2 * n * c.num_key_value_heads * c.head_dim for n, c in zip(kept, config.layers, strict=True))
-
-
 def row(name: str, plan: Plan, config: ModelConfig) -> str:
-    parts = plan.by_part()
-    weights = sum(elements for elements, _ in parts.values())
-    text = plan.nbytes - parts["vision"][1]
-    memory = text + cache_bytes(config, PREFIX) + WORKSPACE
-    mac = next((f"{size} GB" for size in MACS if GPU_SHARE * size * 1e9 >= memory), "none")
-    bits = 8 * plan.nbytes / weights
-    return f"| `{name}` | {bits:.2f} | {plan.nbytes / 1e9:.1f} GB | {memory / 1e9:.1f} GB | {mac} |"
+    memory = summary.memory_to_run(plan, config)
+    sizes = f"{plan.nbytes / 1e9:.1f} GB | {memory / 1e9:.1f} GB"
+    return f"| `{name}` | {summary.bits_per_weight(plan):.2f} | {sizes} | {summary.smallest_mac(memory)} |"
 
 
 def main() -> None:

@@ -1,24 +1,25 @@
-"""Everything in the target folder beside the weights: config.json, tokenizer files, convert.json, the model card."""
+"""Everything in the target folder beside the weights: config.json, tokenizer files, index, convert.json, model card."""
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mlx_dgemma import __version__
+from mlx_dgemma.checkpoint.loading import check_sums
 from mlx_dgemma.diffusion.settings import SAMPLER, GenerationConfig
+from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.config import published_dialect
 
 from .plan import Plan
 from .recipes import FLOATS
 from .source import Source
-from .write import partial_of, write_json
+from .target import RECORD, as_json, read_record
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
-_OURS = ("config.json", "convert.json", "model.safetensors.index.json", "state.json")
+_OURS = ("config.json", "model.safetensors.index.json", RECORD)
 _DTYPE_NAMES = {short: name for name, short in FLOATS.items()}
 
 
@@ -37,21 +38,37 @@ def revision_of(folder: Path) -> str | None:
     return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
-def write_folder(
-    source: Source, plan: Plan, config: dict[str, Any], target: Path, provenance: Provenance, sums: dict[str, str]
-) -> None:
-    """Fills the partial folder up, so that only the renaming is left."""
-    partial = partial_of(target)
-    for pattern in _COPIED:
-        for file in source.folder.glob(pattern):
-            if file.is_file() and file.name not in _OURS:
-                shutil.copyfile(file, partial / file.name)
-    write_json(partial / "config.json", config)
+def new_record(plan: Plan, provenance: Provenance) -> dict[str, Any]:
+    """convert.json without a finished shard."""
+    tool = {"tool": f"mlx-dgemma {__version__}", "mlx": version("mlx")}
+    return {**vars(provenance), **tool, "fingerprint": plan.fingerprint(), "sha256": {}}
+
+
+def side_files(source: Source, plan: Plan, config: dict[str, Any], provenance: Provenance) -> dict[str, bytes]:
+    """All files but the weights and convert.json, by name."""
+    found = [file for pattern in _COPIED for file in source.folder.glob(pattern)]
+    files = {file.name: file.read_bytes() for file in found if file.is_file() and file.name not in _OURS}
+    files["config.json"] = as_json(config)
     if not source.denoiser_trained:
-        write_json(partial / "generation_config.json", _diffusion_defaults(source))
-    record = {**vars(provenance), "tool": f"mlx-dgemma {__version__}", "mlx": version("mlx"), "sha256": sums}
-    write_json(partial / "convert.json", record)
-    (partial / "README.md").write_text(model_card(plan, provenance, source), encoding="utf-8")
+        files["generation_config.json"] = as_json(_diffusion_defaults(source))
+    shards = {output.name: name for name, jobs in plan.files().items() for job in jobs for output in job.outputs}
+    index = {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(shards.items()))}
+    files["model.safetensors.index.json"] = as_json(index)
+    files["README.md"] = model_card(plan, provenance, source).encode()
+    return files
+
+
+def is_finished(target: Path, record: dict[str, Any], files: dict[str, bytes]) -> bool:
+    """Whether this very conversion has made the target, and nothing in it has changed since."""
+    if read_record(target).get("fingerprint") != record["fingerprint"]:
+        return False
+    if any(not (target / name).is_file() or (target / name).read_bytes() != files[name] for name in files):
+        return False
+    try:
+        check_sums(target)
+    except DGemmaError:
+        return False
+    return True
 
 
 def target_config(source: Source, plan: Plan) -> dict[str, Any]:

@@ -4,10 +4,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+from mlx_dgemma import __version__
 from mlx_dgemma.checkpoint.headers import BYTES
 from mlx_dgemma.errors import DGemmaError
 
@@ -97,15 +98,21 @@ class Plan:
             size += job.nbytes
         return [*shards, tuple(current)]
 
+    def files(self) -> dict[str, tuple[Job, ...]]:
+        """The shards by file name."""
+        shards = self.shards()
+        return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": jobs for i, jobs in enumerate(shards)}
+
     def quantization(self) -> dict[str, Any] | None:
         """The `quantization` dict for config.json; None if nothing is quantized."""
         formats = {job.path: job.format for job in self.jobs if job.format}
         return recipes.quantization_config(formats) if formats else None
 
     def fingerprint(self) -> str:
-        """Changes with anything that would change a byte of the target."""
+        """Changes with anything that would change a byte of the weights."""
         rows = [[job.target, job.dtype, str(job.format), job.is_copy, _origin(job.source)] for job in self.jobs]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        layout = {name: len(jobs) for name, jobs in self.files().items()}
+        return hashlib.sha256(json.dumps([rows, layout, __version__, version("mlx")]).encode()).hexdigest()
 
     def by_part(self) -> dict[str, tuple[int, int]]:
         """Elements and bytes by part of the model."""
@@ -115,28 +122,15 @@ class Plan:
             totals[job.part] = (elements + math.prod(job.source.shape), nbytes + job.nbytes)
         return {part: totals[part] for part, _ in PARTS if part in totals}
 
-    def lines(self) -> Iterator[str]:
-        """The plan as text: a line per tensor, the totals by part, the notes."""
-        for job in self.jobs:
-            for output in job.outputs:
-                shape = "×".join(map(str, output.shape))
-                origin = f"from {job.source.origin}" if job.source.info else f"made: {job.source.made}"
-                yield f"{output.name}  {output.dtype} {shape}  {output.nbytes} bytes  {job.how}  {origin}"
-        yield from (f"dropped: {name}, {reason}" for name, reason in self.dropped.items())
-        yield ""
-        for part, (elements, nbytes) in self.by_part().items():
-            yield f"{part:18} {elements:15,} weights {nbytes:15,} bytes {8 * nbytes / elements:6.2f} bits per weight"
-        yield from (f"note: {note}" for note in self.notes)
-        yield f"{self.tensors} tensors, {self.nbytes} bytes, {len(self.shards())} files"
-
 
 def _origin(source: SourceTensor) -> list[Any]:
     """What identifies a source tensor: two checkpoints of one architecture must not be taken for each other."""
-    if source.info is None:
-        return [source.made]
-    info, status = source.info, source.info.file.stat()
-    where = [str(info.file.resolve()), status.st_size, status.st_mtime_ns, info.offset]
-    return [*where, info.name, info.dtype, info.nbytes, str(source.format)]
+    origin = [source.made, str(source.format)]
+    for info in filter(None, (source.info, source.scales, source.biases)):
+        status = info.file.stat()
+        origin += [str(info.file.resolve()), status.st_size, status.st_mtime_ns, info.offset]
+        origin += [info.name, info.dtype, info.nbytes]
+    return origin
 
 
 def make_plan(source: Source, rules: Rules, dtype: str | None = None) -> Plan:

@@ -65,9 +65,7 @@ EIGHT, FOUR, THREE = Format(8, 64), Format(4, 64), Format(3, 64)
 Rules = tuple[tuple[str, Format | str | None], ...]
 
 RECIPES: dict[str, Rules] = {
-    # everything but the experts as it is: the fewest denoising steps
     "experts-4bit": ((EXPERTS, CHOSEN),),
-    # the published 4-bit files
     "mlx-community": (
         (f"{EMBEDDING}|{ATTENTION}|{DENSE}|{ROUTER}", EIGHT),
         (f"{EXPERTS}|{SELF_CONDITIONING}|{PROJECTOR}", FOUR),
@@ -82,6 +80,13 @@ RECIPES: dict[str, Rules] = {
     "uniform": ((f"{EMBEDDING}|{ATTENTION}|{DENSE}|{ROUTER}|{EXPERTS}|{SELF_CONDITIONING}", CHOSEN),),
 }
 DEFAULT = "experts-4bit"
+ABOUT = {
+    "experts-4bit": "experts at --q-bits (4), all else as it is: the fewest steps",
+    "mlx-community": "as the published 4-bit files: experts 4 bits, most else 8",
+    "8bit": "everything at 8 bits",
+    "small": "experts at 3 and 4 bits, the rest at 8: the smallest",
+    "uniform": "everything at --q-bits (4)",
+}
 
 
 def rules_of(recipe: str, chosen: Format | None, overrides: tuple[str, ...] = ()) -> Rules:

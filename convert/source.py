@@ -128,7 +128,10 @@ def open_source(folder: Path) -> Source:
     headers = read_headers(folder)
     tensors = _group(by_target(headers, rules), parsed.quantization)
     if is_gemma4:
-        tensors.update(_made(parsed, tensors))
+        made = _made(parsed, tensors)
+        for name in sorted(made.keys() & tensors.keys()):
+            raise DGemmaError(f"{_place(folder, tensors[name])} is unexpected; plain Gemma 4 has no such tensor")
+        tensors.update(made)
         config = gemma4.without_own_options(config)
     _check(folder, parsed, tensors)
     dropped = {name: rule_for(name, rules).reason for name in headers if target_name(name, rules) is None}

@@ -1,11 +1,7 @@
-"""Executes a plan: streams every tensor into safetensors shards beside the target, and renames at the end.
-
-A killed run leaves `TARGET.partial` with the finished shards and their checksums; `resume` goes on from there.
-"""
+"""Executes a plan: streams every tensor, slice by slice, into safetensors shards."""
 
 import json
 import os
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -18,84 +14,22 @@ from mlx_dgemma.checkpoint.headers import BYTES, sha256
 from mlx_dgemma.errors import DGemmaError
 
 from .plan import Job, Output, Plan
+from .target import save_record
 
-STATE = "state.json"
-MARGIN = 100_000_000  # bytes beyond the weights: tokenizer and file system
 _MX = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 Progress = Callable[[int], None]
 
 
-def partial_of(target: Path) -> Path:
-    return target.with_name(target.name + ".partial")
-
-
-def prepare(plan: Plan, source: Path, target: Path, *, resume: bool, force: bool) -> dict[str, str]:
-    """Checks target, disk and leftovers; returns the finished shards of an earlier run with their SHA-256."""
-    partial = partial_of(target)
-    _check_target(source.resolve(), target, force)
-    if resume and not partial.exists():
-        raise DGemmaError(f"nothing to resume: {partial} does not exist; run without --resume")
-    if partial.exists() and not resume and not force:
-        raise DGemmaError(f"{partial} is left from a run that ended early; add --resume, or --force to start again")
-    done = _finished(partial, plan) if resume else {}
-    if not done:
-        shutil.rmtree(partial, ignore_errors=True)
-    sizes = {name: sum(job.nbytes for job in jobs) for name, jobs in named_shards(plan).items()}
-    needed = sum(size for name, size in sizes.items() if name not in done) + MARGIN
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise DGemmaError(f"{target.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; make room")
-    partial.mkdir(exist_ok=True)
-    return done
-
-
-def _check_target(source: Path, target: Path, force: bool) -> None:
-    """Only a model folder is ever replaced, and never the one that is being read."""
-    if not target.exists():
-        return
-    if target.resolve() in (source, *source.parents):
-        raise DGemmaError(f"{target} holds the source; choose another --mlx-path")
-    if not force:
-        raise DGemmaError(f"{target} exists; choose another --mlx-path, or replace it with --force")
-    if not (target / "config.json").is_file():
-        raise DGemmaError(f"{target} is not a model folder; choose another --mlx-path, or remove it yourself")
-
-
-def _finished(partial: Path, plan: Plan) -> dict[str, str]:
-    """The shards of an earlier run of this plan that are still what they were."""
-    try:
-        state = json.loads((partial / STATE).read_text())
-        begun, done = state["fingerprint"], dict(state["done"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-    if begun != plan.fingerprint():
-        raise DGemmaError(f"{partial} was begun with another source or other options; repeat them, or use --force")
-    return {
-        name: digest for name, digest in done.items() if (partial / name).is_file() and sha256(partial / name) == digest
-    }
-
-
-def named_shards(plan: Plan) -> dict[str, tuple[Job, ...]]:
-    shards = plan.shards()
-    return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": jobs for i, jobs in enumerate(shards)}
-
-
-def write_weights(plan: Plan, target: Path, done: dict[str, str], progress: Progress) -> dict[str, str]:
-    """Writes the shards that are not done yet and the index; returns the SHA-256 of every shard."""
-    partial, shards = partial_of(target), named_shards(plan)
-    sums = dict(done)
-    for name, jobs in shards.items():
+def write_weights(plan: Plan, partial: Path, record: dict[str, Any], progress: Progress) -> None:
+    """Writes the shards that are not in the record yet; each gets there, with its SHA-256, once it is on the disk."""
+    done = frozenset(record["sha256"])
+    for name, jobs in plan.files().items():
         if name in done:
             progress(sum(job.nbytes for job in jobs))
             continue
         write_shard(partial / name, jobs, progress)
-        sums[name] = sha256(partial / name)
-        write_json(partial / STATE, {"fingerprint": plan.fingerprint(), "done": sums})
-    weight_map = {output.name: name for name, jobs in shards.items() for job in jobs for output in job.outputs}
-    index = {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
-    write_json(partial / "model.safetensors.index.json", index)
-    return sums
+        record["sha256"][name] = sha256(partial / name)
+        save_record(partial, record)
 
 
 def write_shard(path: Path, jobs: tuple[Job, ...], progress: Progress) -> None:
@@ -112,11 +46,10 @@ def write_shard(path: Path, jobs: tuple[Job, ...], progress: Progress) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + offset)
+        file.flush()
         places = {o.name: 8 + len(text) + header[o.name]["data_offsets"][0] for job in jobs for o in job.outputs}
         for job in jobs:
             _write_job(file.fileno(), job, places, progress)
-        file.flush()
         os.fsync(file.fileno())
 
 
@@ -163,22 +96,3 @@ def to_bytes(array: mx.array) -> memoryview:
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return memoryview(np.ascontiguousarray(np.array(array, copy=False))).cast("B")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """In one move: a reader sees the old file or the new one."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
-
-
-def publish(target: Path) -> None:
-    """The finished folder takes the target's name; an old target goes only then."""
-    partial, old = partial_of(target), target.with_name(f".{target.name}.{os.getpid()}.old")
-    (partial / STATE).unlink(missing_ok=True)
-    replaces = target.exists()
-    if replaces:
-        target.rename(old)
-    partial.rename(target)
-    if replaces:
-        shutil.rmtree(old)

@@ -8,8 +8,10 @@ import json
 import math
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_dgemma.errors import DGemmaError
 
@@ -69,12 +71,15 @@ def rule_for(name: str, rules: tuple[Rule, ...] = RULES) -> Rule:
 
 def by_target(headers: dict[str, TensorInfo], rules: tuple[Rule, ...] = RULES) -> dict[str, TensorInfo]:
     """The tensors that are not dropped, by module path; a complaint names the file."""
-    targets = {}
+    targets: dict[str, TensorInfo] = {}
     for name, info in headers.items():
         try:
             target = target_name(name, rules)
         except DGemmaError as error:
             raise DGemmaError(f"{info.file}: {error}") from None
+        if target in targets:
+            other = targets[target]
+            raise DGemmaError(f"{info.file}: {name} and {other.name} of {other.file.name} are one weight; drop one")
         if target is not None:
             targets[target] = info
     return targets
@@ -84,20 +89,27 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
     """All tensors of a checkpoint folder by name, from the headers of its safetensors files alone."""
     infos: dict[str, TensorInfo] = {}
     for file in shard_files(folder):
-        infos.update(read_header(file))
+        for name, info in read_header(file).items():
+            if name in infos:
+                raise DGemmaError(f"{file}: tensor {name} is in {infos[name].file.name} too; remove one of the files")
+            infos[name] = info
     return infos
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files that the index names, or all there are if there is no index."""
+    """The safetensors files that the index names, or all there are if there is no index.
+
+    All lie in the folder itself; what is a link there is followed, as the hub's cache is made of links.
+    """
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DGemmaError(f"{index} is not a safetensors index; download it again") from None
-        if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-            raise DGemmaError(f"{index} names files that are not .safetensors; download it again")
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+                raise DGemmaError(f"{index} names {name!r}, which is no .safetensors file beside it; download it again")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise DGemmaError(f"{folder / missing[0]} is missing, but the index names it; finish the download")
@@ -115,7 +127,7 @@ def sha256(file: Path) -> str:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The header of one safetensors file, checked against the file's size."""
+    """The header of one safetensors file, checked against the file's size; its tensors tile the data."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -123,13 +135,23 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         if 8 + length > size:
             raise DGemmaError(f"{file} is truncated ({size} bytes); download it again")
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_without_twins)
             header.pop("__metadata__", None)
-            return {name: _tensor_info(name, entry, file, 8 + length, size) for name, entry in header.items()}
+            infos = {name: _tensor_info(name, entry, file, 8 + length, size) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, DGemmaError):
                 raise
             raise DGemmaError(f"{file} is not a safetensors file; download it again") from None
+    _check_tiling(infos.values(), file, 8 + length, size)
+    return infos
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ: of two entries readers would take the one or the other."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a name stands twice")
+    return content
 
 
 def _tensor_info(name: str, entry: dict, file: Path, base: int, size: int) -> TensorInfo:
@@ -143,3 +165,15 @@ def _tensor_info(name: str, entry: dict, file: Path, base: int, size: int) -> Te
     if end - begin != BYTES[entry["dtype"]] * math.prod(shape):
         raise DGemmaError(f"{file}: {name} has {end - begin} bytes, not those of {entry['dtype']} {shape}")
     return TensorInfo(name, entry["dtype"], shape, file, base + begin, end - begin)
+
+
+def _check_tiling(infos: Iterable[TensorInfo], file: Path, base: int, size: int) -> None:
+    """Each byte of the data belongs to one tensor, as the format demands; shared bytes would be noise in one of two."""
+    end, last = base, "the header"
+    for info in sorted(infos, key=lambda info: (info.offset, info.nbytes)):
+        if info.offset != end:
+            fault = "overlaps" if info.offset < end else f"begins {info.offset - end} bytes after"
+            raise DGemmaError(f"{file}: {info.name} {fault} {last}; download it again")
+        end, last = end + info.nbytes, info.name
+    if end != size:
+        raise DGemmaError(f"{file}: its last {size - end} bytes belong to no tensor; download it again")

@@ -1,6 +1,7 @@
 """From a folder or a hub repository to (model, tokenizer), in HF or MLX layout, quantized or not."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Pat
         return EMBEDDED
     if not isinstance(path_or_repo, str | Path):
         raise DGemmaError(f"a checkpoint is a folder or a hub repository (owner/name), not {path_or_repo!r}")
-    folder = Path(path_or_repo).expanduser()
+    folder = Path(os.path.expanduser(path_or_repo))  # unlike Path's own, it takes "~nobody" as it is
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DGemmaError(f"no config.json in {folder}; a checkpoint folder is needed")
