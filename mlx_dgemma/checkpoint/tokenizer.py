@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,12 +115,18 @@ def _chat_template(folder: Path, configured: Any) -> str | None:
 class _FromFiles(ABC):
     """What the two kinds share: special tokens and the chat template."""
 
+    control_tokens: dict[str, int]  # ids of the tokens that no text is made of, by name
+
     def __init__(self, config: TokenizerConfig):
         self.config = config
         self.chat_template = config.chat_template
 
     @abstractmethod
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    @abstractmethod
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text in which a control token that is spelled out is text like any other."""
 
     @abstractmethod
     def _vocabulary(self) -> dict[str, int]: ...
@@ -181,10 +188,13 @@ class FastTokenizer(_FromFiles):
     def __init__(self, backend: tokenizers.Tokenizer, config: TokenizerConfig):
         super().__init__(config)
         self.backend = backend
+        self._lock = threading.Lock()  # of the backend's one switch
         backend.no_truncation()
         backend.no_padding()
         # special tokens may be named in the configuration only
         backend.add_special_tokens(list(dict.fromkeys([*config.named.values(), *config.extra])))
+        added = backend.get_added_tokens_decoder()
+        self.control_tokens = {token.content: i for i, token in added.items() if token.special}
 
     @classmethod
     def from_folder(cls, folder: Path) -> FastTokenizer:
@@ -197,7 +207,17 @@ class FastTokenizer(_FromFiles):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; with what the file's own post-processor adds, unless told otherwise."""
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with self._lock:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text in which a control token that is spelled out is text like any other."""
+        with self._lock:
+            self.backend.encode_special_tokens = True
+            try:
+                return self.backend.encode(text, add_special_tokens=False).ids
+            finally:
+                self.backend.encode_special_tokens = False
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
@@ -220,8 +240,8 @@ class SentencePieceTokenizer(_FromFiles):
         super().__init__(TokenizerConfig(named, config.extra, config.chat_template))
         self.processor = processor
         known = [token for token in (*control, *named.values(), *config.extra) if token in self.vocabulary]
-        self._special = {token: self.vocabulary[token] for token in known}
-        longest_first = sorted(self._special, key=len, reverse=True)
+        self.control_tokens = {token: self.vocabulary[token] for token in known}
+        longest_first = sorted(self.control_tokens, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else "(?!)")
 
     @classmethod
@@ -238,15 +258,19 @@ class SentencePieceTokenizer(_FromFiles):
         """Token ids of a text; nothing is added, as Gemma's chat template writes its own beginning."""
         ids: list[int] = []
         for part in self._split.split(text):
-            ids += [self._special[part]] if part in self._special else self.processor.encode(part)
+            ids += [self.control_tokens[part]] if part in self.control_tokens else self.processor.encode(part)
         return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text in which a control token that is spelled out is text like any other."""
+        return self.processor.encode(text)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
         return "".join(self._texts(ids, skip_special_tokens))
 
     def _texts(self, ids: Sequence[int], skip_special_tokens: bool) -> Iterator[str]:
-        names = {token: name for name, token in self._special.items()}
+        names = {token: name for name, token in self.control_tokens.items()}
         for is_special, run in groupby(ids, key=lambda token: token in names):
             if not is_special:
                 yield self.processor.decode(list(run))

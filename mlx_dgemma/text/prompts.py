@@ -5,16 +5,35 @@ from collections.abc import Sequence
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.text.request import Message, Prompt
+from mlx_dgemma.text.control import THOUGHT, SetAside, SpellsOut, names_in
+from mlx_dgemma.text.messages import Message, normalised
+from mlx_dgemma.text.request import Prompt
+from mlx_dgemma.text.tools import normalised_tools
 
 
-def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, chat_template: bool = True) -> list[int]:
+def prompt_ids(
+    tokenizer: Tokenizer | None, prompt: Prompt, chat_template: bool = True, *,
+    thinking: bool = False, tools: Sequence[Message] = (),
+) -> list[int]:  # fmt: skip
     """Token ids of a prompt in any of its three forms.
+
+    Control tokens that messages spell out become text; in a raw prompt (`chat_template` False) they are control tokens.
+
+    Args:
+        tokenizer: from `load`.
+        prompt: text, messages as clients send them (`messages.normalised`), or ids.
+        chat_template: whether a text becomes a user turn.
+        thinking: whether the template asks for a thought.
+        tools: function schemas, see `tools.normalised_tools`.
 
     Raises:
         DGemmaError: an empty or malformed prompt, text without a tokenizer or without a chat template, characters that
-            the tokenizer does not know, messages that hold more than text.
+            the tokenizer does not know, messages that hold more than text, a template without thoughts or tools.
     """
+    declared = normalised_tools(tools)
+    raw = isinstance(prompt, str) and not chat_template
+    if (thinking or declared) and (raw or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int))):
+        raise DGemmaError("thinking and tools are the chat template's; give the prompt as messages, or leave them out")
     if not isinstance(prompt, str | list):
         raise DGemmaError(f"prompt is a {type(prompt).__name__}; give a text, a list of messages or of token ids")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
@@ -22,14 +41,13 @@ def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, chat_template: bool 
     if isinstance(prompt, list) and all(type(item) is int for item in prompt):
         return prompt
     if tokenizer is None:
-        _check_messages(prompt)
+        normalised(prompt if isinstance(prompt, list) else [])
         raise DGemmaError("the checkpoint has no tokenizer files; give the prompt as token ids, or add tokenizer.json")
     if isinstance(prompt, str):
         if not chat_template:
             return encode(tokenizer, prompt, "the prompt", add_special_tokens=True)
         prompt = [{"role": "user", "content": prompt}]
-    _check_messages(prompt)
-    return _apply_chat_template(tokenizer, prompt)
+    return _in_template(tokenizer, normalised(prompt), declared, thinking)
 
 
 def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -53,49 +71,63 @@ def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bo
     lost = [c for c in dict.fromkeys(text) if unknown in tokenizer.encode(c, add_special_tokens=False)]
     if not lost:  # the unknown token's own name, spelled out
         return ids
-    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in lost[:5]) + (
+        f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+    )
     raise DGemmaError(f"{what} has characters that the checkpoint's tokenizer does not know: {shown}; leave them out")
 
 
-def _check_messages(prompt: str | list[Message]) -> None:
-    """Raises DGemmaError for what is no message, and for what a message holds beside text."""
-    for number, message in enumerate(prompt if isinstance(prompt, list) else [], 1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise DGemmaError('prompt must be a text, a list of {"role", "content"} messages, or a list of token ids')
-        where, content = f"message {number} ({message['role']})", message.get("content")
-        if message.get("tool_calls") and any(isinstance(_arguments(c), str) for c in message["tool_calls"]):
-            raise DGemmaError(f"{where}: a tool call's arguments are a text; give them as an object")
-        if content is None:
-            raise DGemmaError(f"{where} has no content; give a text, an empty one if there is none")
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        for part in parts:
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            if kind != "text" or not isinstance(part.get("text"), str):
-                raise DGemmaError(f"{where}: content of type {kind!r} is not supported, only text is")
-
-
-def _arguments(call: object) -> object:
-    """Of a tool call, as clients send it."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    return function.get("arguments") if isinstance(function, dict) else None
-
-
-def _apply_chat_template(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
+def _in_template(tokenizer: Tokenizer, messages: list[Message], tools: list[Message], thinking: bool) -> list[int]:
+    """Token ids of messages in the checkpoint's chat template."""
     if not tokenizer.chat_template:
         raise DGemmaError(
             "the checkpoint has no chat template, so the model could not tell a question from a text to go on with; "
             "add chat_template.jinja to its folder, or give a raw prompt (chat_template=False, --no-chat-template)"
         )
+    aside = SetAside(tokenizer, messages, tools) if _spelled(tokenizer, messages, tools) else None
+    if aside is not None:
+        messages, tools = [_marked(aside, message) for message in messages], aside.marked(tools)
+    text = _rendered(tokenizer, messages, tools, thinking)
+    _check_place(tokenizer, messages, tools, thinking, text)
+    if aside is not None:
+        return aside.encode(text, lambda part: encode(tokenizer, part, "the prompt"))
+    return encode(tokenizer, text, "the prompt")
+
+
+def _spelled(tokenizer: Tokenizer, messages: list[Message], tools: list[Message]) -> bool:
+    return isinstance(tokenizer, SpellsOut) and names_in(tokenizer, [messages, tools])
+
+
+def _marked(aside: SetAside, message: Message) -> Message:
+    """A message without control tokens; thoughts in what the model said are left to the template, which drops them."""
+    kept = {"content": aside.marked(message["content"], but=THOUGHT)} if message["role"] == "assistant" else {}
+    return {**aside.marked(message), **kept}
+
+
+def _rendered(tokenizer: Tokenizer, messages: list[Message], tools: list[Message], thinking: bool) -> str:
+    declared = {"tools": tools} if tools else {}
     try:
-        # thinking is switched on by the system turn, as the checkpoint's template documents
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking, **declared
         )
     except DGemmaError:
         raise
     except Exception as error:  # somebody else's tokenizer and template may raise anything
         raise DGemmaError(f"the chat template refuses these messages: {first_line(error)}") from None
-    return encode(tokenizer, text, "the prompt")
+
+
+def _check_place(
+    tokenizer: Tokenizer, messages: list[Message], tools: list[Message], thinking: bool, text: str
+) -> None:
+    """Raises DGemmaError for what the template leaves out without a word."""
+    if thinking and text == _rendered(tokenizer, messages, tools, False):
+        raise DGemmaError("the checkpoint's chat template has no thinking; leave it off")
+    if tools and text == _rendered(tokenizer, messages, [], thinking):
+        raise DGemmaError("the checkpoint's chat template has no place for tools; leave them out")
+    called = [call["function"]["name"] for message in messages for call in message.get("tool_calls", [])]
+    lost = next((name for name in called if name not in text), None)
+    if lost is not None:
+        raise DGemmaError(f"the checkpoint's chat template has no place for tool calls ({lost!r}); leave them out")
 
 
 def check_ids(model: DiffusionGemma, ids: Sequence[int]) -> None:
