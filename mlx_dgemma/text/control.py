@@ -1,7 +1,7 @@
 """Control tokens that somebody spells out in a message stay text, to the letter.
 
-A chat template writes control tokens beside what a message says, in one string; encoded as it is, `<turn|>` in a message
-would end its turn. So the names are set aside before the template is rendered, and put back between its own.
+A chat template writes control tokens beside what a message says, in one string; encoded as it is, `<turn|>` in a
+message would end its turn. So the names are set aside before the template is rendered, and put back between its own.
 """
 
 import re

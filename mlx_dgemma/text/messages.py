@@ -42,9 +42,8 @@ def normalised(messages: Sequence[object]) -> list[Message]:
         if role == "tool":
             made.append(_result(message, open_calls, where))
             continue
-        made += (
-            _assistant(message, where) if role == "assistant" else [{"role": role, "content": _text(message, where)}]
-        )
+        is_plain = role != "assistant"
+        made += [{"role": role, "content": _text(message, where)}] if is_plain else _assistant(message, where)
         open_calls = {call["id"]: call["function"]["name"] for call in made[-1].get("tool_calls", [])}
     return made
 
