@@ -1,7 +1,7 @@
 """Tools as clients send them, in the form that chat templates print: names, descriptions and plain schemas.
 
-A template knows type, description, enum, properties, required, items and nullable. References are put in place of `$ref`,
-`anyOf` with null becomes nullable; alternatives that no template can print are told in the description.
+A template knows type, description, enum, properties, required, items and nullable. What a `$ref` names is put in its
+place, `anyOf` with null becomes nullable; alternatives that no template can print are told in the description.
 """
 
 import json
@@ -13,6 +13,7 @@ from mlx_dgemma.errors import DGemmaError
 Schema = dict[str, Any]
 DEPTH = 32  # of a schema; what nests deeper refers to itself, or nobody could fill it in
 SIZE = 20_000  # schemas in a schema with its references in place
+ANY = "any"  # some clients' word for all of them
 TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
 
 
@@ -20,8 +21,8 @@ def normalised_tools(tools: object) -> list[Schema]:
     """The tools as [{"type": "function", "function": {"name", "description", "parameters"}}].
 
     Raises:
-        DGemmaError: not a list of tools, a tool without a name, two of one name, a schema that is none or that refers to
-            itself.
+        DGemmaError: not a list of tools, a tool without a name, two of one name, a schema that is none or that
+            refers to itself.
     """
     if not isinstance(tools, list | tuple):
         raise DGemmaError(f"tools are a {type(tools).__name__}; give a list of function schemas")
@@ -47,6 +48,16 @@ def normalised_tools(tools: object) -> list[Schema]:
     return list(made.values())
 
 
+def types_of(tools: Sequence[object]) -> dict[str, Schema]:
+    """The parameters of each tool by name, with the type `any` where a schema leaves several open."""
+    declared = (tool.get("function", tool) for tool in tools if isinstance(tool, dict))
+    made = {}
+    for function in declared:
+        where = f"tool {function['name']!r}"
+        made[function["name"]] = _Plain(function.get("parameters") or {}, where, is_told=False).whole()
+    return made
+
+
 def _parameters(schema: object, where: str) -> Schema:
     plain = plain_schema(schema, where)
     if plain["type"] != "object":
@@ -60,14 +71,19 @@ def plain_schema(schema: object, where: str) -> Schema:
     Raises:
         DGemmaError: see `normalised_tools`; the message begins with `where`.
     """
-    return _Plain(schema, where).part(schema, where, 0)
+    return _Plain(schema, where).whole()
 
 
 class _Plain:
     """Makes one schema plain."""
 
-    def __init__(self, root: object, where: str):
-        self.root, self.where, self.parts = root, where, 0
+    def __init__(self, root: object, where: str, *, is_told: bool = True):
+        """`is_told`: several types become the first, and a word; otherwise the type `any`."""
+        self.root, self.where, self.is_told, self.parts = root, where, is_told, 0
+
+    def whole(self) -> Schema:
+        """The schema, plain."""
+        return self.part(self.root, self.where, 0)
 
     def part(self, schema: object, place: str, depth: int) -> Schema:
         """A part of the schema, plain; `place` names it in errors."""
@@ -78,7 +94,7 @@ class _Plain:
             schema = {}
         if not isinstance(schema, dict):
             raise DGemmaError(f"{place}: the schema is a {type(schema).__name__}; give an object")
-        own = _one_type(_together(self._resolved(schema, place, depth), place), place)
+        own = self._one_type(self._resolved(schema, place, depth), place)
         if own["type"] == "object":
             own["properties"] = self._properties(own.get("properties"), place, depth)
             own["required"] = _names(own.get("required"), own["properties"], place)
@@ -133,34 +149,41 @@ class _Plain:
             return _merged([parts[0], rest])
         if all(set(part) <= {"enum", "const", "type"} and ("enum" in part or "const" in part) for part in parts):
             return {**rest, "enum": [value for part in parts for value in part.get("enum", [part.get("const")])]}
+        if not self.is_told:
+            return {**rest, "type": ANY}
         chosen = next((part for part in parts if part.get("type") == "string"), parts[0])
         return _told(_merged([chosen, rest]), "one of: " + ", ".join(_shortly(part) for part in parts))
 
+    def _one_type(self, schema: Schema, place: str) -> Schema:
+        """The schema with exactly one type."""
+        if not isinstance(schema.get("description") or "", str):
+            raise DGemmaError(f"{place}: the description is no text")
+        kind = schema.get("type")
+        kinds = list(kind) if isinstance(kind, list) else [] if kind is None else [kind]
+        if any(not isinstance(k, str) or k.lower() not in (*TYPES, ANY) for k in kinds):
+            raise DGemmaError(f"{place}: {kind!r} is no type; use one of {', '.join(TYPES)}")
+        made = {**schema, "enum": [schema["const"]]} if "const" in schema else dict(schema)
+        made.pop("const", None)
+        kinds = [k.lower() for k in kinds] or [_guessed(made)]
+        if "null" in kinds and len(kinds) > 1:
+            kinds.remove("null")
+            made["nullable"] = True
+        if len(kinds) > 1:
+            made = _told(made, "one of: " + ", ".join(kinds))
+            kinds = [ANY] if not self.is_told else ["string"] if "string" in kinds else kinds
+        made["type"] = "string" if self.is_told and kinds[0] == ANY else kinds[0]
+        return _with_values(made) if isinstance(made.get("enum"), list) else made
 
-def _one_type(schema: Schema, place: str) -> Schema:
-    """The schema with exactly one type."""
-    kind = schema.get("type")
-    kinds = list(kind) if isinstance(kind, list) else [] if kind is None else [kind]
-    if any(not isinstance(k, str) or k.lower() not in TYPES for k in kinds):
-        raise DGemmaError(f"{place}: {kind!r} is no type; use one of {', '.join(TYPES)}")
-    made = dict(schema)
-    if "null" in kinds and len(kinds) > 1:
-        kinds.remove("null")
-        made["nullable"] = True
-    if "const" in made:
-        made["enum"] = [made.pop("const")]
-    if not kinds:
-        kinds = [_guessed(made)]
-    if len(kinds) > 1:
-        made = _told(made, "one of: " + ", ".join(kinds))
-        kinds = ["string"] if "string" in kinds else kinds
-    made["type"] = kinds[0].lower()
-    if isinstance(made.get("enum"), list):
-        if None in made["enum"] and len(made["enum"]) > 1:
-            made |= {"enum": [value for value in made["enum"] if value is not None], "nullable": True}
-        if made["type"] != "string":  # templates print the values of a text only
-            made = _told(made, "one of: " + ", ".join(json.dumps(value) for value in made["enum"]))
-    return made
+
+def _with_values(schema: Schema) -> Schema:
+    """A schema with an enum, as templates print it."""
+    values = schema["enum"]
+    if None in values and len(values) > 1:
+        values = [value for value in values if value is not None]
+        schema = {**schema, "enum": values, "nullable": True}
+    if schema["type"] == "string":
+        return schema
+    return _told(schema, "one of: " + ", ".join(map(json.dumps, values)))  # templates print those of a text only
 
 
 def _guessed(schema: Schema) -> str:
@@ -173,12 +196,6 @@ def _guessed(schema: Schema) -> str:
     first = values[0] if isinstance(values, list) and values else ""
     kinds = {bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
     return kinds.get(type(first), "string")
-
-
-def _together(schema: Schema, place: str) -> Schema:
-    if schema.get("description") is not None and not isinstance(schema["description"], str):
-        raise DGemmaError(f"{place}: the description is no text")
-    return schema
 
 
 def _told(schema: Schema, what: str) -> Schema:
