@@ -8,9 +8,9 @@ from mlx_dgemma.checkpoint.tokenizer import FastTokenizer, TokenizerConfig
 
 SHARED = Path(__file__).parent.parent / "data"
 NAMES = {
-    0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 46: "<|tool>", 47: "<tool|>", 48: "<|tool_call>", 49: "<tool_call|>",
-    50: "<|tool_response>", 51: "<tool_response|>", 52: '<|"|>', 98: "<|think|>", 100: "<|channel>", 101: "<channel|>",
-    105: "<|turn>", 106: "<turn|>", 107: "<|image|>",
+    0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 46: "<|tool>", 47: "<tool|>", 48: "<|tool_call>",
+    49: "<tool_call|>", 50: "<|tool_response>", 51: "<tool_response|>", 52: '<|"|>', 98: "<|think|>",
+    100: "<|channel>", 101: "<channel|>", 105: "<|turn>", 106: "<turn|>", 107: "<|image|>",
 }  # fmt: skip
 PAIRS = ("th", "▁t", "in", "er", "▁a", "ca", "ll", "▁c")  # merges, so that what stands beside a letter matters
 ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
