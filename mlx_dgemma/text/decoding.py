@@ -25,9 +25,10 @@ class GrowingText:
             is_cut: whether the end is not the model's: an unfinished character there is left out.
         """
         self.tokens += tokens
-        data = trailing_bytes(self.tokenizer, self.tokens)
+        places, data = trailing_bytes(self.tokenizer, self.tokens)
         waiting = len(data) if not final else unfinished(data) if is_cut else 0
-        text = self.tokenizer.decode(self.tokens[: len(self.tokens) - waiting], skip_special_tokens=True)
+        end = places[-waiting] if waiting else len(self.tokens)
+        text = self.tokenizer.decode(self.tokens[:end], skip_special_tokens=True)
         if not final or is_cut:
             text = text.rstrip("\ufffd")  # half a character of a vocabulary that names its bytes otherwise
         if len(text) < len(self.text):
@@ -37,15 +38,17 @@ class GrowingText:
         return added
 
 
-def trailing_bytes(tokenizer: Tokenizer, tokens: list[int]) -> bytes:
-    """What the byte tokens at the end stand for, a byte a token."""
-    data = bytearray()
-    for token in reversed(tokens):
-        name = BYTE.fullmatch(tokenizer.convert_ids_to_tokens([token])[0])
-        if name is None:
+def trailing_bytes(tokenizer: Tokenizer, tokens: list[int]) -> tuple[list[int], bytes]:
+    """Where the byte tokens at the end are, and what they stand for; tokens that no text shows may be among them."""
+    places, data = list[int](), bytearray()
+    for at in reversed(range(len(tokens))):
+        name = BYTE.fullmatch(tokenizer.convert_ids_to_tokens([tokens[at]])[0])
+        if name is not None:
+            places.append(at)
+            data.append(int(name[1], 16))
+        elif tokenizer.decode([tokens[at]], skip_special_tokens=True):
             break
-        data.append(int(name[1], 16))
-    return bytes(reversed(data))
+    return places[::-1], bytes(reversed(data))
 
 
 def unfinished(data: bytes) -> int:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_dgemma.text.reply import ToolCall
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -48,11 +50,14 @@ class TextCanvas:
             without padding at the end.
         text: what this canvas adds to the text.
         steps: denoising steps it took.
-        finish_reason: None while more is to come, else "stop" or "length".
+        finish_reason: None while more is to come, else "stop" (the model's end, or one of the request's stop texts),
+            "tool_calls" (the same, behind calls), "length", or "repetition" (a loop).
         stats: of the whole generation so far.
         log_p: of each of the tokens, log-probability under the tempered distribution of the step that settled the
             canvas, nats; 0 for given ones.
         entropy: of that distribution, for each of the tokens, nats; 0 for given ones.
+        thought: what this canvas adds to the thoughts.
+        tool_calls: calls that ended in it.
     """
 
     canvas_index: int
@@ -64,6 +69,8 @@ class TextCanvas:
     stats: Stats
     log_p: Sequence[float] = ()
     entropy: Sequence[float] = ()
+    thought: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,11 @@ class GenerationResult:
         tokens: of the text.
         canvases: whole ones, with what was cut off and padding.
         steps_per_canvas: denoising steps.
-        finish_reason: "stop", "length", or "interrupted".
+        finish_reason: see `TextCanvas`; or "interrupted".
         stats: counts, seconds and bytes.
         log_p, entropy: of each of the tokens, see `TextCanvas`.
+        thought: what the model thought before it answered.
+        tool_calls: calls that it makes, in order.
     """
 
     text: str
@@ -88,6 +97,8 @@ class GenerationResult:
     stats: Stats
     log_p: Sequence[float] = ()
     entropy: Sequence[float] = ()
+    thought: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,4 +129,6 @@ def collect(canvases: Iterable[TextCanvas], finish_reason: str | None = None) ->
         stats=done[-1].stats if done else Stats(0, 0.0, 0, 0, 0, 0.0, mx.get_peak_memory()),
         log_p=[nats for c in done for nats in c.log_p],
         entropy=[nats for c in done for nats in c.entropy],
+        thought="".join(c.thought for c in done),
+        tool_calls=tuple(call for c in done for call in c.tool_calls),
     )

@@ -98,6 +98,7 @@ class ReplyParser:
         self._call: _OpenCall | None = None
         self._turn: list[int] | None = None  # tokens behind a mark that opens a turn
         self._new: list[int] = []  # of the answer, not decoded yet
+        self._positions: list[int] = []  # in the reply, of all the answer's tokens
         self._calls: list[ToolCall] = []
         self._told = 0  # calls
         self._position = self.thought_tokens = 0
@@ -130,6 +131,19 @@ class ReplyParser:
         reason = "length" if is_cut else "tool_calls" if self._calls else "stop"
         return self._reply(self._thoughts.flush(), reason)
 
+    def position_of(self, characters: int) -> int:
+        """Where in the reply's tokens the first so many characters of the answer end."""
+        first, last = 0, len(self._answer.tokens) - 1
+        while first < last:
+            middle = (first + last) // 2
+            text = self.tokenizer.decode(self._answer.tokens[: middle + 1], skip_special_tokens=True)
+            first, last = (first, middle) if len(text) >= characters else (middle + 1, last)
+        return self._positions[first]
+
+    def _say(self, token: int) -> None:
+        self._new.append(token)
+        self._positions.append(self._position)
+
     def _reply(self, thought: str, reason: str | None) -> Reply:
         content = self._answer.add(self._new, final=reason is not None, is_cut=reason == "length")
         calls = tuple(self._calls[self._told :])
@@ -141,7 +155,7 @@ class ReplyParser:
         is_users = is_given and mark is None
         if self._call is not None:
             if is_users and not self._call.is_users:
-                self._new.append(token)
+                self._say(token)
             elif self._call.add(token, mark):
                 self._end_call(is_cut=False)
                 if mark == "open_call":
@@ -157,7 +171,7 @@ class ReplyParser:
             self._thoughts.add(token)
             self.thought_tokens += 1
         else:
-            self._new.append(token)
+            self._say(token)
 
     def _at_mark(self, mark: str, is_given: bool) -> None:
         """A mark outside of calls; an end of nothing says nothing."""
@@ -175,7 +189,8 @@ class ReplyParser:
         """Leaves out the name of the turn that the model opened once more."""
         ids, self._turn = self._turn or [], None
         if self.tokenizer.decode(ids, skip_special_tokens=True) != TURN:
-            self._new += ids
+            for token in ids:
+                self._say(token)
 
     def _end_call(self, *, is_cut: bool) -> list[int]:
         """Reads the call that is open; the tokens behind its end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +48,14 @@ class Request:
             generation goes on at least to the last of them.
         samples: how many texts, for `Engine.samples`; sample i has the noise of seed + i.
         chat_template: whether a text prompt becomes a user turn of the checkpoint's chat template.
+        thinking: whether the model is asked to think first.
+        tools: function schemas that the model may call, as OpenAI's clients write them.
+        tool_choice: "auto", "none" (the model sees no tools), "required" (it calls one), or the name of one that it
+            calls.
+        stop: texts that end the answer where the first of them would stand.
 
     Raises:
-        DGemmaError: settings, a seed or a number of samples that are none.
+        DGemmaError: settings, a seed, a number of samples, a choice or stop texts that are none.
     """
 
     prompt: Prompt
@@ -61,6 +66,10 @@ class Request:
     canvas: str | Sequence[int | None] | CanvasPlan = ()
     samples: int = 1
     chat_template: bool = True
+    thinking: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str = "auto"
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings, GenerationConfig):
@@ -69,6 +78,14 @@ class Request:
             raise DGemmaError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}")
         if type(self.samples) is not int or self.samples < 1:
             raise DGemmaError(f"the number of samples must be an integer from 1 on, got {self.samples!r}")
+        if not isinstance(self.tools, list | tuple):
+            raise DGemmaError(f"tools are a {type(self.tools).__name__}; give a list of function schemas")
+        if not isinstance(self.tool_choice, str):
+            raise DGemmaError(f'tool_choice must be "auto", "none", "required" or a name, got {self.tool_choice!r}')
+        if self.tool_choice not in ("auto", "none") and not self.tools:
+            raise DGemmaError(f"tool_choice is {self.tool_choice!r} and there are no tools; give some")
+        if isinstance(self.stop, str) or not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise DGemmaError(f"stop must be a list of texts that are not empty, got {self.stop!r}")
 
     @property
     def plan(self) -> CanvasPlan:

@@ -21,6 +21,8 @@ from mlx_dgemma.text.prompts import check_ids, prompt_ids
 from mlx_dgemma.text.request import Request
 from mlx_dgemma.text.template import given_and_draft
 
+MAX_TOKENS = 8192  # of an answer whose length was not given
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -77,13 +79,19 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
             f"the model was loaded for a GPU, in {name}, and MLX's default device is the CPU now; load it again"
         )
     settings = request.settings.over(model.generation_config)
-    ids = prompt_ids(tokenizer, request.prompt, request.chat_template)
+    seen = () if request.tool_choice == "none" else request.tools
+    ids = prompt_ids(tokenizer, request.prompt, request.chat_template, thinking=request.thinking, tools=seen)
+    if request.stop and tokenizer is None:
+        raise DGemmaError("the checkpoint has no tokenizer files, so no text can stop it; leave stop out")
     check_ids(model, ids)
     size, plan = model.config.canvas_length, request.plan
     given, draft = given_and_draft(tokenizer, plan, settings.eos_token_id, size)
     _check_bounds(model, request, len(ids), len(given))
     steered = steerings(given, draft, plan.noise, plan.seed, size, model.config.vocab_size)
-    settings = replace(settings, max_new_tokens=max(settings.max_new_tokens, len(given)))
+    length = settings.max_new_tokens
+    if "max_new_tokens" not in request.settings.given:  # the checkpoint's 256 would cut every longer answer
+        length = min(MAX_TOKENS, model.config.max_position_embeddings - len(ids))
+    settings = replace(settings, max_new_tokens=max(length, len(given)))
     return Run(model, tokenizer, request, ids, settings, given, steered)
 
 

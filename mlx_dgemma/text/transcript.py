@@ -1,10 +1,8 @@
-"""Committed canvases to text: cut at the end, decoded without half characters, padding and thoughts."""
+"""Committed canvases to text: cut at the end, parsed into answer, thoughts and calls, without padding."""
 
-import codecs
 import math
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,12 +12,12 @@ import numpy as np
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.text.endings import StopTexts, repeats
 from mlx_dgemma.text.events import Stats, TextCanvas
+from mlx_dgemma.text.reply import Reply, ReplyParser
 from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.template import given_end
 
-THOUGHT_OPEN, THOUGHT_CLOSE = "<|channel>", "<channel|>"
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how vocabularies with byte fallback name the 256 bytes
 NO_OPINION = 0.5  # share of the largest possible entropy, above which a canvas of padding comes from damaged weights
 
 
@@ -66,7 +64,8 @@ class Transcript:
         self._count = self._steps = self._canvases = 0
         self._given_end = given_end(run.given, run.settings.eos_token_id)
         self._pad = None if run.tokenizer is None else run.tokenizer.pad_token_id
-        self._decoder = TextDecoder(run.tokenizer, run.given, thinks=is_thinking(run.tokenizer, run.ids))
+        self._reply = None if run.tokenizer is None else _Reading(run, run.tokenizer)
+        self._previous: list[int] = []  # the last canvas
         self.clock = Clock()
 
     def add(self, canvas: Committed, *, is_last: bool) -> TextCanvas:
@@ -76,16 +75,32 @@ class Transcript:
             DGemmaError: nothing but padding, and no sign that the model meant it.
         """
         new, stopped = cut(canvas.tokens, self.run.settings, self.position, self._given_end)
-        stopped = stopped or self._is_empty(canvas)
-        finish_reason = "stop" if stopped else "length" if is_last else None
-        text = self._decoder.add(new, final=finish_reason is not None, is_cut=finish_reason == "length")
+        reason = "stop" if stopped or self._is_empty(canvas) else None
+        if reason is None and canvas.steps and repeats(canvas.tokens, self._previous):
+            reason, new = "repetition", [] if canvas.tokens == self._previous else new
+        reason = reason or ("length" if is_last else None)
+        self._previous = canvas.tokens
+        reply = Reply(finish_reason=reason)
+        if self._reply is not None:
+            reply, new = self._reply.add(new, reason)
         kept = [i for i, token in enumerate(new) if token != self._pad or self._is_given(i)]
         length = kept[-1] + 1 if kept else 0  # without padding at the end
         self.position += len(new)
         self._count += len(kept)
         self._steps, self._canvases = self._steps + canvas.steps, self._canvases + 1
-        known = self._canvases - 1, canvas.tokens, new[:length], text, canvas.steps, finish_reason, self._stats()
-        return TextCanvas(*known, canvas.log_p[:length], canvas.entropy[:length])
+        return TextCanvas(
+            canvas_index=self._canvases - 1,
+            canvas=canvas.tokens,
+            tokens=new[:length],
+            text=reply.content,
+            steps=canvas.steps,
+            finish_reason=reply.finish_reason,
+            stats=self._stats(),
+            log_p=canvas.log_p[:length],
+            entropy=canvas.entropy[:length],
+            thought=reply.thought,
+            tool_calls=reply.tool_calls,
+        )
 
     def written(self, canvas: list[int], length: int) -> np.ndarray:
         """Which positions of a canvas hold the `length` tokens that it gave to the text, or the stop token: (C,)."""
@@ -116,7 +131,35 @@ class Transcript:
     def _stats(self) -> Stats:
         counts = self._count, self._canvases, self._steps
         measured = self.clock.seconds, mx.get_peak_memory()
-        return Stats(len(self.run.ids), self.prompt_seconds, *counts, *measured, self._decoder.thought_tokens)
+        thoughts = 0 if self._reply is None else self._reply.parser.thought_tokens
+        return Stats(len(self.run.ids), self.prompt_seconds, *counts, *measured, thoughts)
+
+
+class _Reading:
+    """What the tokens of a run say, up to its stop texts."""
+
+    def __init__(self, run: Run, tokenizer: Tokenizer):
+        self.parser = ReplyParser(tokenizer, prompt=run.ids, tools=run.request.tools, given=run.given)
+        self._stops = StopTexts(run.request.stop)
+        self._before = 0  # tokens of earlier canvases
+
+    def add(self, new: list[int], reason: str | None) -> tuple[Reply, list[int]]:
+        """What the next tokens add, and which of them belong to the text: those up to a stop text.
+
+        `reason` says why none follow, None if some may.
+        """
+        part = self.parser.add(new)
+        text = self._stops.add(part.content, final=False)
+        thought, calls = part.thought, part.tool_calls
+        if reason is not None or self._stops.found:
+            end = self.parser.end(is_cut=reason in ("length", "repetition"))
+            text += self._stops.add(end.content, final=True)
+            thought, calls = thought + end.thought, calls + end.tool_calls
+            reason = "stop" if self._stops.found else end.finish_reason if reason == "stop" else reason
+        if self._stops.found:
+            new = new[: self.parser.position_of(self._stops.end) + 1 - self._before]
+        self._before += len(new)
+        return Reply(text, thought, calls, reason), new
 
 
 def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: int = 0) -> tuple[list[int], bool]:
@@ -126,94 +169,3 @@ def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: in
     if stops and stops[0] <= room:
         return canvas[: stops[0]], True
     return canvas[:room], False
-
-
-class TextDecoder:
-    """Turns growing token ids into growing text, without half characters and thoughts; `given` tokens always show.
-
-    What it gives piece by piece is, joined, what it gives for all tokens at once.
-    """
-
-    def __init__(self, tokenizer: Tokenizer | None, given: Sequence[int | None] = (), *, thinks: bool = False):
-        """`thinks`: the prompt has opened a thought already."""
-        self.tokenizer, self.given, self.thinks = tokenizer, given, thinks
-        self.tokens: list[int] = []
-        self.text = ""
-        self.thought_tokens = 0
-
-    def add(self, tokens: list[int], *, final: bool, is_cut: bool = False) -> str:
-        """The text that these tokens add.
-
-        Args:
-            tokens: the next ones.
-            final: whether none follow; until then bytes of a character wait, as the next ones decide what they are.
-            is_cut: whether the end is not the model's: an unfinished character there is left out.
-        """
-        if self.tokenizer is None:
-            return ""
-        self.tokens += tokens
-        visible = without_thoughts(self.tokenizer, self.tokens, self.given, thinks=self.thinks)
-        self.thought_tokens = len(self.tokens) - len(visible)
-        data = trailing_bytes(self.tokenizer, visible)
-        waiting = len(data) if not final else unfinished(data) if is_cut else 0
-        text = self.tokenizer.decode(visible[: len(visible) - waiting], skip_special_tokens=True)
-        if not final or is_cut:
-            text = text.rstrip("\ufffd")  # half a character of a vocabulary that names its bytes otherwise
-        if len(text) < len(self.text):
-            return ""
-        added = text[len(self.text) :]
-        self.text = text
-        return added
-
-
-def trailing_bytes(tokenizer: Tokenizer, tokens: list[int]) -> bytes:
-    """What the byte tokens at the end stand for, a byte a token."""
-    data = bytearray()
-    for token in reversed(tokens):
-        name = BYTE.fullmatch(tokenizer.convert_ids_to_tokens([token])[0])
-        if name is None:
-            break
-        data.append(int(name[1], 16))
-    return bytes(reversed(data))
-
-
-def unfinished(data: bytes) -> int:
-    """How many bytes at the end begin a UTF-8 character that does not end."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(data)
-    return len(decoder.getstate()[0])
-
-
-def is_thinking(tokenizer: Tokenizer | None, prompt: Sequence[int]) -> bool:
-    """Whether a prompt leaves a thought open, which the answer then goes on with."""
-    if tokenizer is None:
-        return False
-    opening, closing = _thought_marks(tokenizer)
-    last = next((token for token in reversed(prompt) if token in (opening, closing)), None)
-    return last is not None and last == opening
-
-
-def without_thoughts(
-    tokenizer: Tokenizer, tokens: list[int], given: Sequence[int | None] = (), *, thinks: bool = False
-) -> list[int]:
-    """Drops `<|channel>…<channel|>` blocks, which Gemma writes before an answer (empty when thinking is off).
-
-    Tokens that were given stay, unless the block's opening was given as well: the model may open one in a gap. With
-    `thinks` a block is open from the start.
-    """
-    opening, closing = _thought_marks(tokenizer)
-    visible, hidden, opened_by_user = [], thinks, False
-    for i, token in enumerate(tokens):
-        is_given = i < len(given) and given[i] is not None
-        if token == opening:
-            hidden, opened_by_user = True, is_given
-        elif token == closing:
-            hidden = False
-        elif not hidden or (is_given and not opened_by_user):
-            visible.append(token)
-    return visible
-
-
-def _thought_marks(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
-    vocabulary = tokenizer.get_vocab()
-    return vocabulary.get(THOUGHT_OPEN), vocabulary.get(THOUGHT_CLOSE)

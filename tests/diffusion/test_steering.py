@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mlx_dgemma import CanvasPlan, Engine, GenerationConfig, Request, generate_text, load, stream_generate
 from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.text.reply import ReplyParser
 from mlx_dgemma.text.template import given_end, parse_draft, parse_template
-from mlx_dgemma.text.transcript import without_thoughts
 from mlx_dgemma.trace.recorder import Recorder, record
 from mlx_dgemma.trace.trace import load_trace
 from tests.command import in_process
@@ -197,6 +197,15 @@ def test_a_thought_that_the_model_opens_in_a_gap_hides_nothing_that_is_given():
         def get_vocab(self):
             return {"<|channel>": 8, "<channel|>": 9}
 
-    assert without_thoughts(Vocabulary(), [8, 5, 6, 9, 7], [None, None, 6]) == [6, 7]
-    assert without_thoughts(Vocabulary(), [8, 5, 6, 9, 7], [8, None, 6]) == [7]  # a thought of the user's own
-    assert without_thoughts(Vocabulary(), [8, 5, 6, 9, 7]) == [7]
+        def convert_ids_to_tokens(self, ids):
+            return list(map(str, ids))
+
+        def decode(self, ids, skip_special_tokens=False):
+            return "".join(map(str, ids))
+
+    def shown(given):
+        return ReplyParser(Vocabulary(), given=given).add([8, 5, 6, 9, 7]).content
+
+    assert shown([None, None, 6]) == "67"
+    assert shown([8, None, 6]) == "7"  # a thought of the user's own
+    assert shown([]) == "7"

@@ -116,7 +116,8 @@ def test_thinking_and_tools_reach_the_prompt_or_are_refused():
 def test_a_vocabulary_that_cannot_write_the_name_says_so():
 
     class Words:
-        control_tokens = {"<end>": 7}
+        def __init__(self):
+            self.control_tokens = {"<end>": 7}
 
         def encode_plain(self, text):
             return [7 if word == "<end>" else 1 for word in text.split()]
@@ -133,9 +134,9 @@ def test_the_embedded_checkpoint_reads_them_as_text_too():
 
 def test_ten_thousand_messages_are_rendered_or_refused_in_one_line():
     messages = [{"role": ("user", "assistant")[i % 2], "content": f"m{i}"} for i in range(9_999)]
+    told = ""
     try:
         ids = prompt_ids(TOKENIZERS["july"], messages)
     except DGemmaError as error:
-        assert "\n" not in str(error)
-    else:
-        assert len(ids) > 50_000
+        told = str(error)
+    assert ("took more than" in told and "\n" not in told) if told else len(ids) > 50_000

@@ -8,9 +8,11 @@ from tokenizers import Tokenizer, decoders, models
 
 from mlx_dgemma import DGemmaError, GenerationConfig, generate_text, load, stream_generate
 from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.text.decoding import GrowingText
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.prompts import prompt_ids
-from mlx_dgemma.text.transcript import TextDecoder, cut, without_thoughts
+from mlx_dgemma.text.reply import ReplyParser
+from mlx_dgemma.text.transcript import cut
 from tests.conftest import CANVAS, ReplayedNoise
 
 
@@ -137,37 +139,36 @@ class ByteTokenizer:
 
 
 def test_a_character_split_between_canvases_arrives_whole():
-    data, decoder = list("né€😀!".encode()), TextDecoder(ByteTokenizer())
+    data, decoder = list("né€😀!".encode()), GrowingText(ByteTokenizer())
     parts = [decoder.add([byte], final=i + 1 == len(data)) for i, byte in enumerate(data)]
     assert "".join(parts) == "né€😀!"
     assert not any("\ufffd" in part for part in parts)
 
 
 def test_an_unfinished_character_at_the_end_is_shown_as_such():
-    assert "\ufffd" in TextDecoder(ByteTokenizer()).add(list("€".encode())[:2], final=True)
+    assert "\ufffd" in GrowingText(ByteTokenizer()).add(list("€".encode())[:2], final=True)
 
 
 def test_an_unfinished_character_where_the_text_was_cut_is_left_out():
     for text in ("né€", "né😀", "日本"):
         data = list(text.encode())
         for length in range(len(data) + 1):
-            got = TextDecoder(ByteTokenizer()).add(data[:length], final=True, is_cut=True)
+            got = GrowingText(ByteTokenizer()).add(data[:length], final=True, is_cut=True)
             assert got == bytes(data[:length]).decode("utf-8", "ignore")
 
 
 @given(st.lists(st.lists(st.integers(0, 257), max_size=6), max_size=5), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_pieces_joined_are_the_whole_text(canvases, is_cut):
-    decoder, whole = TextDecoder(ByteTokenizer()), TextDecoder(ByteTokenizer())
+    decoder, whole = GrowingText(ByteTokenizer()), GrowingText(ByteTokenizer())
     parts = [decoder.add(canvas, final=False) for canvas in canvases]
     parts.append(decoder.add([], final=True, is_cut=is_cut))
     assert "".join(parts) == whole.add([t for canvas in canvases for t in canvas], final=True, is_cut=is_cut)
 
 
 def test_thoughts_are_left_out_even_across_canvases():
-    tokenizer = ByteTokenizer()
-    decoder = TextDecoder(tokenizer)
-    first = decoder.add([256, *b"thought\n", *b"hm"], final=False)
-    second = decoder.add([*b"m", 257, *b"yes"], final=True)
-    assert (first, second) == ("", "yes")
-    assert without_thoughts(tokenizer, [65, 256, 66, 257, 67]) == [65, 67]
+    parser = ReplyParser(ByteTokenizer())
+    first, second = parser.add([256, *b"thought\n", *b"hm"]), parser.add([*b"m", 257, *b"yes"])
+    last = parser.end(is_cut=False)
+    assert first.content == "" and second.content + last.content == "yes"
+    assert first.thought + second.thought + last.thought == "hmm"

@@ -155,9 +155,9 @@ JSON = st.recursive(
 @given(JSON)
 @settings(max_examples=300, deadline=None)
 def test_any_schema_is_made_plain_or_refused(schema):
+    told = ""
     try:
         made = plain_schema(schema, "x")
     except DGemmaError as error:
-        assert "\n" not in str(error)
-    else:
-        assert plain_schema(made, "x")["type"] == made["type"]
+        told = str(error)
+    assert "\n" not in told if told else plain_schema(made, "x")["type"] == made["type"]

@@ -9,7 +9,7 @@ from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
 from mlx_dgemma.diffusion.canvas import DenoisingStep, ModelDenoiser
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.text.events import TextCanvas
-from mlx_dgemma.text.transcript import TextDecoder, is_thinking
+from mlx_dgemma.text.reply import Reply, ReplyParser
 
 PAD, EOS = 0, 1
 
@@ -135,14 +135,13 @@ class Thinking:
 
 
 def test_a_thought_that_the_prompt_opened_does_not_show():
-    tokenizer = Thinking()
-    assert is_thinking(tokenizer, [2, 256, 65]) and not is_thinking(tokenizer, [2, 256, 65, 257, 66])
-    assert not is_thinking(tokenizer, [65]) and not is_thinking(None, [256])
-    decoder = TextDecoder(tokenizer, thinks=True)
-    assert decoder.add([*b"thought", 257, *b"yes"], final=True) == "yes"
-    assert decoder.thought_tokens == 8
+    for prompt, shown in (([2, 256, 65], "yes"), ([2, 256, 65, 257, 66], "hmyes"), ([65], "hmyes")):
+        parser = ReplyParser(Thinking(), prompt=prompt)
+        assert parser.add([*b"hm", 257, *b"yes"]).content == shown
+        assert parser.thought_tokens == (3 if shown == "yes" else 1)
 
 
 def test_a_thought_that_never_ends_is_counted():
-    decoder = TextDecoder(Thinking())
-    assert decoder.add([256, *b"hm"], final=True) == "" and decoder.thought_tokens == 3
+    parser = ReplyParser(Thinking())
+    assert parser.add([256, *b"hm"]) == Reply("", "hm") and parser.end(is_cut=True).content == ""
+    assert parser.thought_tokens == 3
