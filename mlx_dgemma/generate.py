@@ -13,8 +13,8 @@ from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.arguments import Options, parse
 from mlx_dgemma.terminal.cli import exit_code, say
 from mlx_dgemma.terminal.options import REAL
-from mlx_dgemma.terminal.plain import line
-from mlx_dgemma.terminal.result import as_json, empty, summary
+from mlx_dgemma.terminal.plain import harmless, line
+from mlx_dgemma.terminal.result import as_json, empty, ended, summary
 from mlx_dgemma.text.request import Request
 
 if TYPE_CHECKING:
@@ -94,17 +94,29 @@ def _text(engine: Engine, request: Request, options: Options, progress: Progress
     result = collect(done, finish_reason)
     if options.json:
         print(json.dumps({**_known(engine, request), **as_json(result)}, ensure_ascii=False))
-    elif result.text and not result.text.endswith("\n"):
-        print()
+    else:
+        _end(result)
     _tell(result, options)
     return signals.exit_code() if finish_reason else 0 if saved else 1
 
 
+def _end(result: GenerationResult) -> None:
+    """The end of the text's last line, and a line of JSON for each call."""
+    if result.text and not result.text.endswith("\n"):
+        print()
+    for call in result.tool_calls:
+        print(json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False))
+
+
 def _tell(result: GenerationResult, options: Options) -> None:
     """A summary; and, even when quiet, a word on a text that holds nothing."""
+    if options.show_thoughts and result.thought and not options.json:
+        print(f"thought: {harmless(result.thought)}", file=sys.stderr)
     if nothing := empty(result):
         say(f"note: {nothing}")
     if not options.quiet:
+        if end := ended(result):
+            say(f"note: {end}")
         print(summary(result), file=sys.stderr)
 
 

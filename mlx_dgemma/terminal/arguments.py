@@ -1,10 +1,13 @@
 """What is typed for `dgemma-generate`: the options, and the request that they make. No heavy imports."""
 
 import argparse
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.tasks import TASKS
 from mlx_dgemma.terminal.cli import Parser
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
@@ -24,6 +27,7 @@ class Options:
         trace: file to record the run in.
         json, quiet, watch: how it is shown.
         watch_delay: seconds that each step is seen at least.
+        show_thoughts: whether thoughts are printed, on stderr.
         dtype, wire: how the checkpoint is loaded, see `terminal.start`.
     """
 
@@ -35,6 +39,7 @@ class Options:
     quiet: bool
     watch: bool
     watch_delay: float
+    show_thoughts: bool
     dtype: str | None
     wire: bool
 
@@ -62,9 +67,19 @@ def build_parser() -> argparse.ArgumentParser:
     stderr.add_argument("--watch", action="store_true", help="show the canvas on the terminal while it is denoised")
     about = f"with --watch, how long each step is seen at least (default: {WATCH_DELAY})"
     add("--watch-delay", type=float, metavar="SECONDS", help=about)
+    _add_conversation(parser)
     _add_steering(parser)
     add_settings(parser)
     return parser
+
+
+def _add_conversation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("thinking, tools and ends (see docs/conversations.md)").add_argument
+    add("--thinking", action="store_true", help="let the model think before it answers")
+    add("--show-thoughts", action="store_true", help="print thoughts on stderr")
+    add("--tools", metavar="FILE", help="JSON list of function schemas that the model may call; calls come as JSON")
+    add("--tool-choice", metavar="WHICH", help="auto, none, required, or the name of the tool to call (default: auto)")
+    add("--stop", metavar="TEXT", action="append", help="end the answer where this text would stand; may be repeated")
 
 
 def _add_steering(parser: argparse.ArgumentParser) -> None:
@@ -138,8 +153,26 @@ def request_of(args: argparse.Namespace) -> Request:
     )  # fmt: skip
     return Request(
         _prompt(args), settings=settings_of(args), seed=args.seed, canvas=() if args.choose is not None else plan,
-        samples=args.num_samples, chat_template=not args.no_chat_template,
+        samples=args.num_samples, chat_template=not args.no_chat_template, thinking=args.thinking,
+        tools=() if args.tools is None else read_tools(args.tools), tool_choice=args.tool_choice or "auto",
+        stop=args.stop or (),
     )  # fmt: skip
+
+
+def read_tools(path: str) -> list[dict[str, Any]]:
+    """Function schemas from a JSON file: a list, or an object whose "tools" are one.
+
+    Raises:
+        DGemmaError: a file that cannot be read or is none.
+    """
+    try:
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DGemmaError(f"{path}: cannot be read as tools ({first_line(error)}); give a JSON file") from None
+    tools = content.get("tools") if isinstance(content, dict) else content
+    if not isinstance(tools, list):
+        raise DGemmaError(f"{path}: it holds no list; give a JSON list of function schemas")
+    return tools
 
 
 def _prompt(args: argparse.Namespace) -> Prompt:
@@ -155,5 +188,5 @@ def options_of(args: argparse.Namespace) -> Options:
     choices = args.choose and [[label.strip() for label in own.split(",")] for own in args.choose]
     template = "{?}" if args.template is None else args.template
     delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay
-    shown = args.json, args.quiet, args.watch, delay
+    shown = args.json, args.quiet, args.watch, delay, args.show_thoughts
     return Options(args.model, template, choices, args.trace, *shown, args.dtype, args.wire)

@@ -14,6 +14,8 @@ def as_json(result: GenerationResult) -> dict[str, object]:
     stats = result.stats
     return {
         "text": result.text,
+        "thought": result.thought,
+        "tool_calls": [asdict(call) for call in result.tool_calls],
         "tokens": result.tokens,
         "finish_reason": result.finish_reason,
         "steps_per_canvas": result.steps_per_canvas,
@@ -30,7 +32,7 @@ def as_json(result: GenerationResult) -> dict[str, object]:
 
 def empty(result: GenerationResult) -> str | None:
     """What to say of a text that holds nothing; None for one that does, or that was not finished."""
-    if result.text.strip() or result.finish_reason == "interrupted":
+    if result.text.strip() or result.tool_calls or result.finish_reason == "interrupted":
         return None
     if result.stats.thought_tokens:
         return (
@@ -38,6 +40,15 @@ def empty(result: GenerationResult) -> str | None:
             "it was cut"
         )
     return "the model wrote nothing"
+
+
+def ended(result: GenerationResult) -> str | None:
+    """What to say of a text that did not come to its own end."""
+    if result.finish_reason == "length" and result.text.strip():
+        return f"the text was cut at {result.stats.tokens} tokens; --max-tokens raises that, as far as the context goes"
+    if result.finish_reason == "repetition":
+        return "the model began to repeat itself, so the text was ended"
+    return None
 
 
 def summary(result: GenerationResult) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
@@ -97,12 +98,26 @@ def _slots(
             if len(ids) >= length:
                 raise DGemmaError(f"template: with a label it has {len(ids)} tokens, one canvas holds {length - 1}")
             alternatives.append(closed(tokenizer, ids, end, length))
-        columns = list(zip(*alternatives, strict=True))
-        # free positions of a gap may meet tokens of shorter alternatives: they are not read
-        read = [i for i, column in enumerate(columns) if len(set(column)) > 1 and None not in column]
-        canvas = tuple(column[0] if len(set(column)) == 1 else None for column in columns)
-        slots.append(_Slot(canvas, read, [[alternative[i] for i in read] for alternative in alternatives]))
+        slots.append(_slot(alternatives))
     return slots
+
+
+def _slot(alternatives: Sequence[Sequence[int | None]]) -> _Slot:
+    """What tells canvases apart, (L, C), None where they are free."""
+    columns = list(zip(*alternatives, strict=True))
+    # free positions of a gap may meet tokens of shorter alternatives: they are not read
+    read = [i for i, column in enumerate(columns) if len(set(column)) > 1 and None not in column]
+    canvas = tuple(column[0] if len(set(column)) == 1 else None for column in columns)
+    return _Slot(canvas, read, [[alternative[i] for i in read] for alternative in alternatives])
+
+
+def likeliest(run: Run, cache: PrefixCache, beginnings: Sequence[Sequence[int]]) -> int:
+    """Which of some texts' beginnings, token ids each, the model is surest of behind a prefix: its number."""
+    length = run.model.config.canvas_length
+    slot = _slot([[*ids, *[None] * (length - len(ids))] for ids in beginnings])
+    noise = SeededNoise(run.request.seed, run.model.config.vocab_size).tokens((1, length))
+    p = distributions(run.model, cache, _filled([slot.canvas], noise), [(0, at) for at in slot.positions])
+    return int(_scores(slot, list(p)).argmax())
 
 
 def _read(run: Run, slots: list[_Slot], draws: int) -> list[list[np.ndarray]]:

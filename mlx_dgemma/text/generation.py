@@ -1,10 +1,17 @@
 """One text: canvases as they are denoised, and as text when they are committed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+
+import mlx.core as mx
 
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases
+from mlx_dgemma.diffusion.steering import steerings
 from mlx_dgemma.model import memory
+from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.text.choose import likeliest
 from mlx_dgemma.text.events import TextCanvas
+from mlx_dgemma.text.forced import opening_of
 from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.transcript import Committed, Transcript
 
@@ -12,25 +19,59 @@ from mlx_dgemma.text.transcript import Committed, Transcript
 def stream_text(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
     """One event per denoising step and one per committed canvas, as they happen."""
     with memory.explained():
-        yield from _stream(run)
+        yield from _Writer(run).events()
 
 
-def _stream(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
-    cache, seconds = run.prefix()
-    transcript = Transcript(run, seconds)
-    canvases = generate_canvases(run.model, cache, run.settings, run.noise(), run.max_canvases, steerings=run.steerings)
-    last = None
-    for event in canvases:
-        if isinstance(event, DenoisingStep):
-            last = event
-            with transcript.clock.paused():
-                yield event
-            continue
-        canvas = transcript.add(_committed(event, last), is_last=run.is_last(event.canvas_index, cache))
-        with transcript.clock.paused():
-            yield canvas
-        if canvas.finish_reason:
-            return
+class _Writer:
+    """Writes one text over one prefix."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.cache, seconds = run.prefix()
+        self.transcript, self.noise = Transcript(run, seconds), run.noise()
+        self.steerings = run.steerings
+        self.canvases, self.is_done = 0, False
+
+    def events(self) -> Iterator[DenoisingStep | TextCanvas]:
+        """A call that has to be made is opened behind the thought; then the text is written to its end."""
+        if self.run.callable:
+            if self.run.request.thinking:
+                yield from self._write(thought_only=True)
+            if not self.is_done:
+                given, config = self._opening(), self.run.model.config
+                self.transcript.give(given)
+                self.steerings = steerings(given, (), 0.0, 0, config.canvas_length, config.vocab_size)
+        if not self.is_done:
+            yield from self._write()
+
+    def _opening(self) -> list[int]:
+        """Opens the call, up to its first argument; of the likeliest tool if several may be called."""
+        openings = [opening_of(self.run.tokenizer, name) for name in self.run.callable]
+        return openings[likeliest(self.run, self.cache, openings) if len(openings) > 1 else 0]
+
+    def _write(self, *, thought_only: bool = False) -> Iterator[DenoisingStep | TextCanvas]:
+        """Canvas after canvas, to the text's end; or to the end of the thought, where the prefix then ends."""
+        run, last, first = self.run, None, self.canvases
+        most = run.max_canvases - first
+        for event in generate_canvases(run.model, self.cache, run.settings, self.noise, most, steerings=self.steerings):
+            if isinstance(event, DenoisingStep):
+                last = event
+                with self.transcript.clock.paused():
+                    yield replace(event, canvas_index=first + event.canvas_index) if first else event
+                continue
+            committed = _committed(event, last)
+            end = self.transcript.thought_end(committed) if thought_only else None
+            if end == 0:  # the model does not think: what it wrote instead is not kept
+                return
+            is_last = run.is_last(self.canvases, self.cache)
+            canvas = self.transcript.add(committed, is_last=is_last, end=end)
+            self.canvases, self.is_done = self.canvases + 1, canvas.finish_reason is not None
+            if end is not None and not self.is_done:
+                prefill(run.model, mx.array([committed.tokens[:end]]), self.cache)
+            with self.transcript.clock.paused():
+                yield canvas
+            if self.is_done or end is not None:
+                return
 
 
 def _committed(event: CommittedCanvas, last: DenoisingStep | None) -> Committed:

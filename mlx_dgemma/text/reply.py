@@ -131,6 +131,15 @@ class ReplyParser:
         reason = "length" if is_cut else "tool_calls" if self._calls else "stop"
         return self._reply(self._thoughts.flush(), reason)
 
+    def thought_end(self, ids: Sequence[int]) -> int | None:
+        """Behind which of the next tokens the thought ends: 0 if there is none, None if it goes on."""
+        is_open = self._thoughts.is_open
+        for at, token in enumerate(ids):
+            if self._marks.get(token) == "close_thought" and is_open:
+                return at + 1
+            is_open = is_open or self._marks.get(token) == "open_thought"
+        return None if is_open else 0
+
     def position_of(self, characters: int) -> int:
         """Where in the reply's tokens the first so many characters of the answer end."""
         first, last = 0, len(self._answer.tokens) - 1

@@ -17,8 +17,9 @@ from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.text.forced import callable_names, opening_of
 from mlx_dgemma.text.prompts import check_ids, prompt_ids
-from mlx_dgemma.text.request import Request
+from mlx_dgemma.text.request import CanvasPlan, Request
 from mlx_dgemma.text.template import given_and_draft
 
 MAX_TOKENS = 8192  # of an answer whose length was not given
@@ -34,6 +35,7 @@ class Run:
         settings: complete, each the request's or else the checkpoint's.
         given: token ids by position of the text, None where the model fills in.
         steerings: of the first canvases, one each.
+        callable: names of the tools of which one has to be called; none if the model decides.
     """
 
     model: DiffusionGemma
@@ -43,6 +45,7 @@ class Run:
     settings: GenerationConfig
     given: Sequence[int | None]
     steerings: list[Steering]
+    callable: Sequence[str] = ()
 
     @property
     def max_canvases(self) -> int:
@@ -92,7 +95,19 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
     if "max_new_tokens" not in request.settings.given:  # the checkpoint's 256 would cut every longer answer
         length = min(MAX_TOKENS, model.config.max_position_embeddings - len(ids))
     settings = replace(settings, max_new_tokens=max(length, len(given)))
-    return Run(model, tokenizer, request, ids, settings, given, steered)
+    return Run(model, tokenizer, request, ids, settings, given, steered, _callable(tokenizer, request, size))
+
+
+def _callable(tokenizer: Tokenizer | None, request: Request, size: int) -> list[str]:
+    """The tools of which one has to be called; their openings must fit a canvas of `size` tokens."""
+    names = callable_names(request)
+    if names and (request.samples > 1 or request.plan != CanvasPlan()):
+        raise DGemmaError(f"tool_choice {request.tool_choice!r} does not go with canvas and samples; leave them out")
+    for name in names:
+        length = len(opening_of(tokenizer, name))
+        if length >= size:
+            raise DGemmaError(f"the name of tool {name[:20]!r}… has {length} tokens, a canvas has {size}; shorten it")
+    return names
 
 
 def _check_bounds(model: DiffusionGemma, request: Request, prompt: int, given: int) -> None:

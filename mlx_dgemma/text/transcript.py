@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -62,19 +62,31 @@ class Transcript:
         self.run, self.prompt_seconds = run, prompt_seconds
         self.position = 0  # where the next canvas begins, in tokens of the text with all that is left out of it
         self._count = self._steps = self._canvases = 0
+        self._given: Sequence[int | None] = run.given
         self._given_end = given_end(run.given, run.settings.eos_token_id)
         self._pad = None if run.tokenizer is None else run.tokenizer.pad_token_id
         self._reply = None if run.tokenizer is None else _Reading(run, run.tokenizer)
         self._previous: list[int] = []  # the last canvas
         self.clock = Clock()
 
-    def add(self, canvas: Committed, *, is_last: bool) -> TextCanvas:
-        """Takes a committed canvas; `is_last` if none can follow whatever it holds.
+    def give(self, ids: Sequence[int]) -> None:
+        """What the next canvases begin with is given."""
+        self._given = [*[None] * self.position, *ids]
+        self._given_end = len(self._given)
+        if self._reply is not None:
+            self._reply.parser.given = self._given
+
+    def thought_end(self, canvas: Committed) -> int | None:
+        """Behind which token of the next canvas the thought ends: 0 if it holds none, None if it goes on."""
+        return None if self._reply is None else self._reply.parser.thought_end(canvas.tokens)
+
+    def add(self, canvas: Committed, *, is_last: bool, end: int | None = None) -> TextCanvas:
+        """Takes a committed canvas, or its tokens up to `end`; `is_last` if none can follow whatever it holds.
 
         Raises:
             DGemmaError: nothing but padding, and no sign that the model meant it.
         """
-        new, stopped = cut(canvas.tokens, self.run.settings, self.position, self._given_end)
+        new, stopped = cut(canvas.tokens[:end], self.run.settings, self.position, self._given_end)
         reason = "stop" if stopped or self._is_empty(canvas) else None
         if reason is None and canvas.steps and repeats(canvas.tokens, self._previous):
             reason, new = "repetition", [] if canvas.tokens == self._previous else new
@@ -112,7 +124,7 @@ class Transcript:
     def _is_given(self, position: int) -> bool:
         """Whether the token at a position of the canvas that is being added was the user's."""
         at = self.position + position
-        return at < len(self.run.given) and self.run.given[at] is not None
+        return at < len(self._given) and self._given[at] is not None
 
     def _is_empty(self, canvas: Committed) -> bool:
         """Whether a canvas that the model wrote holds nothing but padding: then no text follows."""

@@ -1,0 +1,214 @@
+"""Thoughts, calls, stop texts and loops, from a request to its result; the model's canvases are scripted."""
+
+import mlx.core as mx
+import pytest
+
+from benchmarks.models import config_dict, write_random
+from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
+from mlx_dgemma.diffusion.canvas import ModelDenoiser
+from mlx_dgemma.diffusion.vocabulary import from_logits
+from mlx_dgemma.text.events import TextCanvas
+from mlx_dgemma.text.reply import parse_reply
+from tests.text.gemma import gemma_tokenizer, june
+
+CANVAS, VOCABULARY = 64, 512
+PAD, END, OPENS, CLOSES = 0, 106, 100, 101
+TOOLS = [
+    {"name": "look", "description": "d", "parameters": {"properties": {"at": {"type": "string"}}}},
+    {"name": "listen", "description": "d", "parameters": {"properties": {}}},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random checkpoint with the tokens of the published one's conversations."""
+    text = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "sliding_window": 32}
+    text |= {"layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 16_384}
+    return write_random(tmp_path_factory.mktemp("talker"), config_dict(CANVAS, **text))
+
+
+@pytest.fixture(scope="module", params=["july", "june"])
+def talker(request, folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 106, 50], "max_new_tokens": 256}')
+    return Engine(load(folder)[0], gemma_tokenizer(june() if request.param == "june" else None), "random")
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """Makes a model write these canvases in order, around what is given; the prompts that it saw."""
+
+    def script(*canvases):
+        begun = []
+
+        def begin(self, canvas, soft):
+            if self.cache.length not in begun:
+                begun.append(self.cache.length)
+            return canvas
+
+        def finish(self, canvas, query):
+            own = canvases[min(begun.index(self.cache.length), len(canvases) - 1)]
+            ids = [*own, *[0] * (CANVAS - len(own))]
+            logits = 50.0 * (mx.array(ids)[None, :, None] == mx.arange(VOCABULARY)).astype(mx.float32)
+            return from_logits(mx.broadcast_to(logits, (len(canvas), CANVAS, VOCABULARY)), query)
+
+        monkeypatch.setattr(ModelDenoiser, "begin", begin)
+        monkeypatch.setattr(ModelDenoiser, "finish", finish)
+        monkeypatch.setattr(ModelDenoiser, "cancel", lambda self: None)
+        return begun
+
+    return script
+
+
+def ids(text: str) -> list[int]:
+    return gemma_tokenizer().encode(text, add_special_tokens=False)
+
+
+def asked(talker, **fields):
+    """The result, and the same from the stream: they agree."""
+    request = Request("hi", **fields)
+    result = talker.generate(request)
+    canvases = [event for event in talker.stream(request) if isinstance(event, TextCanvas)]
+    assert "".join(c.text for c in canvases) == result.text
+    assert [call for c in canvases for call in c.tool_calls] == list(result.tool_calls)
+    assert [c.canvas_index for c in canvases] == list(range(len(canvases)))
+    return result
+
+
+def test_a_thought_and_an_answer_come_apart(talker, writes):
+    writes([OPENS, *ids("thought\nwell\n"), CLOSES, *ids("Hello"), END])
+    result = asked(talker, thinking=True)
+    assert (result.text, result.thought, result.finish_reason) == ("Hello", "well", "stop")
+    assert result.stats.thought_tokens == len(ids("thought\nwell\n")) + 2
+
+
+def test_an_empty_thought_that_the_model_writes_itself_says_nothing(talker, writes):
+    writes([OPENS, *ids("thought\n"), CLOSES, *ids("Hello"), END])
+    assert (asked(talker).text, asked(talker).thought) == ("Hello", "")
+
+
+def test_calls_come_with_their_types_and_say_so(talker, writes):
+    call = ids('<|tool_call>call:look{at:<|"|>it<|"|>}<tool_call|>')
+    writes([*ids("so"), *call, *call, 50])
+    result = asked(talker, tools=TOOLS)
+    assert [(c.name, c.arguments) for c in result.tool_calls] == [("look", {"at": "it"})] * 2
+    assert (result.text, result.finish_reason) == ("so", "tool_calls")
+    prompt = talker.prepare(Request("hi", tools=TOOLS)).ids
+    assert parse_reply(talker.tokenizer, result.tokens, prompt=prompt, tools=TOOLS).tool_calls == result.tool_calls
+
+
+def test_a_call_over_two_canvases_arrives_once_and_whole(talker, writes):
+    call = ids('<|tool_call>call:look{at:<|"|>' + "ab " * 30 + '<|"|>}<tool_call|>')
+    writes(call[:CANVAS], [*call[CANVAS:], 50])
+    result = asked(talker, tools=TOOLS)
+    assert [c.arguments for c in result.tool_calls] == [{"at": "ab " * 30}]
+
+
+def test_a_call_that_the_length_cuts_keeps_what_is_finished(talker, writes):
+    writes(ids('<|tool_call>call:look{at:<|"|>it<|"|>,n:' + "1" * 60)[:CANVAS])
+    result = asked(talker, tools=TOOLS, settings=GenerationConfig(max_new_tokens=CANVAS))
+    assert [(c.name, c.arguments) for c in result.tool_calls] == [("look", {"at": "it"})]
+    assert result.finish_reason == "length"
+
+
+def test_without_tools_in_sight_the_prompt_has_none(talker):
+    plain, none = (talker.prepare(Request("hi", **f)).ids for f in ({}, {"tools": TOOLS, "tool_choice": "none"}))
+    assert plain == none != talker.prepare(Request("hi", tools=TOOLS)).ids
+
+
+@pytest.mark.parametrize("choice", ["look", "listen"])
+def test_a_named_call_is_made_whatever_the_model_would_say(talker, writes, choice):
+    writes([*ids("no"), *[7] * 30, *ids("}<tool_call|>"), 50])
+    result = asked(talker, tools=TOOLS, tool_choice=choice)
+    assert [c.name for c in result.tool_calls] == [choice] and result.finish_reason == "tool_calls"
+
+
+def test_a_required_call_is_one_of_the_tools(talker):
+    settings = GenerationConfig(max_new_tokens=CANVAS, max_denoising_steps=2)
+    result = talker.generate(Request("hi", tools=TOOLS, tool_choice="required", settings=settings))
+    assert result.tool_calls[0].name in ("look", "listen")
+
+
+def test_a_required_call_stands_behind_the_thought(talker, writes):
+    thought = [OPENS, *ids("thought\n" + "ab " * 30), CLOSES]
+    begun = writes(thought[:CANVAS], [*thought[CANVAS:], *ids("no call"), END], [*[7] * 40, *ids("}<tool_call|>"), 50])
+    request = Request("hi", thinking=True, tools=TOOLS, tool_choice="look")
+    result = talker.generate(request)
+    assert result.thought.split() == ["ab"] * 30 and [c.name for c in result.tool_calls] == ["look"]
+    assert (result.text, result.finish_reason) == ("", "tool_calls")
+    prompt = len(talker.prepare(request).ids)
+    assert begun == [prompt, prompt + CANVAS, prompt + len(thought)]  # the prefix ends where the thought does
+    assert result.tokens[: len(thought)] == thought
+
+
+def test_a_model_that_does_not_think_calls_at_once(talker, writes):
+    begun = writes([*ids("no thought"), END])
+    result = talker.generate(Request("hi", thinking=True, tools=TOOLS, tool_choice="look"))
+    assert [c.name for c in result.tool_calls] == ["look"] and len(begun) == 1 and result.thought == ""
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "kept"),
+    [
+        (["world"], "Hello ", "Hello world"),
+        (["o"], "Hell", "Hello"),
+        (["xyz"], "Hello world, and more", None),
+        (["and", ", "], "Hello world", "Hello world, a"),
+        (["é"], "Hello world, and more", None),
+    ],
+)
+def test_a_stop_text_ends_the_answer(talker, writes, stop, text, kept):
+    writes([OPENS, *ids("thought\nworld o"), CLOSES, *ids("Hello world, and more"), END])
+    result = asked(talker, stop=stop)
+    assert (result.text, result.finish_reason) == (text, "stop")
+    if kept is not None:
+        assert talker.tokenizer.decode(result.tokens).endswith(kept) and len(result.log_p) == len(result.tokens)
+
+
+def test_a_stop_text_is_found_across_canvases_and_nothing_of_it_was_shown(talker, writes):
+    first = ids("ab " * 40)[: CANVAS - 2]
+    writes([*first, *ids("ST")], [*ids("OP here"), END])
+    canvases = [e for e in talker.stream(Request("hi", stop=["STOP"])) if isinstance(e, TextCanvas)]
+    assert "ST" not in canvases[0].text and [c.finish_reason for c in canvases] == [None, "stop"]
+    assert "".join(c.text for c in canvases) == talker.tokenizer.decode(first)
+    writes([*first, *ids("ST")], [*ids("ART here"), END])
+    assert talker.generate(Request("hi", stop=["STOP"])).text.endswith("START here")
+
+
+def test_the_answer_is_not_cut_at_the_checkpoints_256_tokens(talker, writes):
+    writes(*[[*ids(f"{i} " * 40)[: CANVAS - 1], 7] for i in range(6)], [*ids("end"), END])
+    result = talker.generate(Request("hi"))
+    assert result.finish_reason == "stop" and len(result.canvases) == 7
+    assert talker.prepare(Request("hi")).settings.max_new_tokens == 8192
+    assert talker.prepare(Request([5] * 16_000)).settings.max_new_tokens == 384
+    assert talker.prepare(Request("hi", settings=GenerationConfig(max_new_tokens=10))).settings.max_new_tokens == 10
+
+
+def test_a_loop_ends_the_text_with_a_reason(talker, writes):
+    canvas = ids("the cat sat on a mat and " * 20)[:CANVAS]
+    writes(canvas, canvas, canvas)
+    result = asked(talker)
+    assert (result.finish_reason, result.tokens) == ("repetition", canvas)
+    writes(ids("ab cd " * 30)[:CANVAS])
+    assert asked(talker).finish_reason == "repetition"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"tools": "x"}, "tools are a str"),
+        ({"tool_choice": 3}, "tool_choice must be"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"tools": TOOLS, "tool_choice": "smell"}, "tool_choice is 'smell', which is none of the tools look, listen"),
+        ({"tools": [{"name": "x" * 500}], "tool_choice": "required"}, "a canvas has 64; shorten it"),
+        ({"tools": TOOLS, "tool_choice": "look", "samples": 2}, "does not go with canvas and samples"),
+        ({"tools": TOOLS, "tool_choice": "look", "canvas": "a{}"}, "does not go with canvas and samples"),
+        ({"stop": "x"}, "stop must be a list of texts"),
+        ({"stop": [""]}, "stop must be a list of texts"),
+        ({"stop": [3]}, "stop must be a list of texts"),
+        ({"thinking": True, "chat_template": False}, "thinking and tools are the chat template's"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_line(talker, fields, told):
+    with pytest.raises(DGemmaError) as error:
+        talker.prepare(Request("hi", **fields))
+    assert told in str(error.value) and "\n" not in str(error.value)
