@@ -1,11 +1,36 @@
-"""Files that are whole or not there: written under a neighbouring name, then renamed."""
+"""Files that are whole or not there: written under a neighbouring name, then renamed. Reading none but files."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from mlx_dgemma.errors import DGemmaError, first_line
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens an ordinary file to read: a pipe would be waited for, and a device need not end.
+
+    Raises:
+        OSError: what `open` raises, and anything that is no ordinary file; the name holds what no name can.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # a NUL in the name
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), ascii(str(path))) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not an ordinary file", str(path))
+    return path.open("rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an ordinary file; OSError as `open_file`."""
+    with open_file(path) as file:
+        return file.read()
 
 
 def check_writable(path: str | Path) -> None:
@@ -14,8 +39,8 @@ def check_writable(path: str | Path) -> None:
     Raises:
         DGemmaError: no such folder, no right to write there, or the name of something that is no ordinary file.
     """
-    target = _target(path)
     try:
+        target = _target(path)
         if not target.parent.is_dir():
             raise DGemmaError(f"{path} cannot be written: there is no folder {target.parent}; make it first")
         if target.exists() and not target.is_file():
@@ -24,6 +49,8 @@ def check_writable(path: str | Path) -> None:
         _neighbour(target).unlink()
     except OSError as error:
         raise DGemmaError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+    except ValueError:  # a NUL in the name
+        raise DGemmaError(f"{str(path)!a} cannot be written: it is no name of a file; choose another") from None
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], None]) -> None:

@@ -15,6 +15,7 @@ from mlx_dgemma.errors import DGemmaError, first_line
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MODEL_TYPE = "diffusion_gemma"
+MAX_LAYERS = 1000  # no model has as many, and each takes memory before the first tensor is looked at
 _REFERENCE_ROPE = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
@@ -83,7 +84,7 @@ class ModelConfig:
             return cls._from_dict(content)
         except DGemmaError:
             raise
-        except (TypeError, ValueError, LookupError, AttributeError) as error:  # a list where an object belongs, say
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:  # a list, say
             raise DGemmaError(f"the configuration is malformed ({first_line(error)}); download it again") from None
 
     @classmethod
@@ -183,6 +184,8 @@ def _layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
 
 def _layer_types(text: dict[str, Any]) -> list[str]:
     count = _positive_int(text, "num_hidden_layers")
+    if count > MAX_LAYERS:
+        raise DGemmaError(f"text_config.num_hidden_layers is {count}, more than {MAX_LAYERS}")
     types = text.get("layer_types")
     if types is None:
         types = [SLIDING if (i + 1) % 6 else FULL for i in range(count)]

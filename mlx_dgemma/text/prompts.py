@@ -63,7 +63,10 @@ def _check_messages(prompt: str | list[Message]) -> None:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise DGemmaError('prompt must be a text, a list of {"role", "content"} messages, or a list of token ids')
         where, content = f"message {number} ({message['role']})", message.get("content")
-        if message.get("tool_calls") and any(isinstance(_arguments(c), str) for c in message["tool_calls"]):
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise DGemmaError(f"{where}: tool_calls is a {type(calls).__name__}; give a list of calls")
+        if any(isinstance(_arguments(call), str) for call in calls):
             raise DGemmaError(f"{where}: a tool call's arguments are a text; give them as an object")
         if content is None:
             raise DGemmaError(f"{where} has no content; give a text, an empty one if there is none")

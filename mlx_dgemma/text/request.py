@@ -27,12 +27,25 @@ class CanvasPlan:
         draft: token ids, or a text, that the first canvas starts from instead of noise.
         noise: share of the draft that is replaced by noise, 0 … 1.
         seed: chooses which.
+
+    Raises:
+        DGemmaError: what is neither a text nor token ids, a share or a seed that is no number.
     """
 
     given: str | Sequence[int | None] = ()
     draft: str | Sequence[int] = ()
     noise: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("given", "draft"):
+            value = vars(self)[name]
+            if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
+                raise DGemmaError(f"canvas: {name} is a {type(value).__name__}; give a text or a list of token ids")
+        if isinstance(self.noise, bool) or not isinstance(self.noise, int | float):
+            raise DGemmaError(f"canvas: the share of noise is {self.noise!r}; give a number from 0 to 1")
+        if type(self.seed) is not int:
+            raise DGemmaError(f"canvas: seed must be an integer, got {self.seed!r}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class Request:
         chat_template: whether a text prompt becomes a user turn of the checkpoint's chat template.
 
     Raises:
-        DGemmaError: settings, a seed or a number of samples that are none.
+        DGemmaError: settings, a seed, a canvas or a number of samples that are none.
     """
 
     prompt: Prompt
@@ -69,6 +82,10 @@ class Request:
             raise DGemmaError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}")
         if type(self.samples) is not int or self.samples < 1:
             raise DGemmaError(f"the number of samples must be an integer from 1 on, got {self.samples!r}")
+        if type(self.chat_template) is not bool:
+            raise DGemmaError(f"chat_template must be True or False, got {self.chat_template!r}")
+        if not isinstance(self.canvas, CanvasPlan):
+            CanvasPlan(given=self.canvas)
 
     @property
     def plan(self) -> CanvasPlan:
