@@ -53,7 +53,8 @@ def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bo
     lost = [c for c in dict.fromkeys(text) if unknown in tokenizer.encode(c, add_special_tokens=False)]
     if not lost:  # the unknown token's own name, spelled out
         return ids
-    shown = ", ".join(map(ascii, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in lost[:5])
+    shown += f" and {len(lost) - 5} more" if len(lost) > 5 else ""
     raise DGemmaError(f"{what} has characters that the checkpoint's tokenizer does not know: {shown}; leave them out")
 
 

@@ -39,8 +39,9 @@ def test_a_folder_without_a_chat_template_takes_raw_prompts_only(tmp_path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("upper é", r"'\xe9'"),
-        ("日本 upper 日", r"'\u65e5', '\u672c'"),
+        ("upper é", "'é' (U+00E9)"),
+        ("日本 upper 日", "'日' (U+65E5), '本' (U+672C)"),
+        ("upper \x07", r"'\x07' (U+0007)"),
         ("".join(map(chr, range(0x400, 0x420))), "27 more"),
     ],
 )
