@@ -68,7 +68,7 @@ def make(random: random.Random) -> str:
 
 
 def run(made: str, folder: Path) -> bool:
-    refusals, began, told = Refusals(), time.monotonic(), ""
+    refusals, before, began, told = Refusals(), children(), time.monotonic(), ""
     variables = {"messages": [{"role": "user", "content": "hello"}], "bos_token": "<bos>", "file": str(folder / "x")}
     with refusals.allowed():
         told = worker().render(made, variables)
@@ -77,29 +77,22 @@ def run(made: str, folder: Path) -> bool:
     demand(len(told) <= max(2_000_000, 24 * (len(made) + 500)), f"{len(told):,} characters")
     secrets = re.findall(r"root:x:|<class '|<module|<built-in|0x7f[0-9a-f]{6}|uid=\d", told)
     demand(not secrets or any(s in made for s in secrets), f"it saw {secrets[:3]}")
-    check_processes()
+    check_processes(before)
     demand(worker().render("{{ a }}", {"a": "é<"}) == "é<", "the next template fails")
     demand(not list(folder.iterdir()), "a template wrote a file")
     return refusals.none
 
 
-def check_processes() -> None:
-    """No process is there but the one that waits for the next template, and those from before the first."""
+def check_processes(before: set[int]) -> None:
+    """No process has come but the one that waits for the next template."""
     waiting = worker()._process
-    own = {waiting.pid} if waiting is not None else set()
-    left = _children() - _before() - own
+    left = children() - before - ({waiting.pid} if waiting is not None else set())
     demand(not left, f"processes left behind: {left}")
 
 
-def _children() -> set[int]:
+def children() -> set[int]:
     """Processes that this one has started and that are there, where the operating system tells."""
     return {int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
-
-
-@cache
-def _before() -> set[int]:
-    waiting = worker()._process
-    return _children() - ({waiting.pid} if waiting is not None else set())
 
 
 KIND = Kind("chat-templates", make, run, count=40)

@@ -132,4 +132,4 @@ def index(random: random.Random) -> bytes:
     return mutations.edited(content, mutations.seeds(random, 2))
 
 
-KIND = Kind("headers", make, run, count=80)
+KIND = Kind("headers", make, run, count=70)

@@ -85,4 +85,4 @@ def check_rows(path: Path) -> None:
     demand(found == wanted, f"the rows are {found}")
 
 
-KIND = Kind("journals", make, run, count=50)
+KIND = Kind("journals", make, run, count=40)

@@ -137,4 +137,4 @@ def prepare(folder: Path, way: str) -> None:
         files.put(folder / "odd", way)
 
 
-KIND = Kind("options", make, run, count=80)
+KIND = Kind("options", make, run, count=60)

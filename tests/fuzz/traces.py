@@ -106,7 +106,7 @@ def write(path: Path, changes: tuple[int, ...], opened: Path) -> None:
     for way, chance in late:
         if way == "file":
             files.put(path, files.odd(chance))
-        elif path.is_file():
+        elif path.is_file() and (way == "bytes" or zipfile.is_zipfile(path)):
             path.write_bytes(_member(path, chance) if way == "member" else mutations.spoiled(path.read_bytes(), chance))
 
 
@@ -166,4 +166,4 @@ def _member(path: Path, chance: random.Random) -> bytes:
     return made.getvalue()
 
 
-KIND = Kind("traces", make, run, count=80)
+KIND = Kind("traces", make, run, count=60)
