@@ -124,7 +124,7 @@ def _record(chance: random.Random) -> bytes:
 def spoil(folder: Path, way: str, chance: random.Random) -> None:
     """One fault of the source."""
     origin = folder / "source"
-    weights = sorted(origin.glob("*.safetensors"))
+    weights = [file for file in sorted(origin.glob("*.safetensors")) if file.is_file() and file.stat().st_size > 8]
     if way == "config":
         path = origin / "config.json"
         if not path.is_file():
@@ -139,7 +139,7 @@ def spoil(folder: Path, way: str, chance: random.Random) -> None:
         files.put(origin / chance.choice(names), files.odd(chance))
     elif weights and way == "header":
         _, header, data = headers.read(weights[0])
-        header = headers.entry_changed(json.loads(header), chance)
+        header = headers.entry_changed(headers.parsed(header), chance)
         weights[0].write_bytes(struct.pack("<Q", len(header)) + header + data)
     elif weights and way == "data":
         length, header, data = headers.read(weights[0])

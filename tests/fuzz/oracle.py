@@ -102,7 +102,8 @@ class Screen:
         os.close(self.inner)
         self._reader.join(5)
         os.close(self._master)
-        return re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]|\r", b"", b"".join(self._parts))
+        told = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", b"".join(self._parts))
+        return told.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def _run(main: Callable[[list[str]], int], arguments: Sequence[object], stdin: bytes, files: tuple[int, int]) -> int:
