@@ -1,11 +1,36 @@
-"""Files that are whole or not there: written under a neighbouring name, then renamed."""
+"""Files that are whole or not there: written under a neighbouring name, then renamed. Reading none but files."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from mlx_dgemma.errors import DGemmaError, first_line
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens an ordinary file to read: a pipe would be waited for, and a device need not end.
+
+    Raises:
+        OSError: what `open` raises, and anything that is no ordinary file; the name holds what no name can.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # a NUL in the name
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), ascii(str(path))) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not an ordinary file", str(path))
+    return path.open("rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an ordinary file; OSError as `open_file`."""
+    with open_file(path) as file:
+        return file.read()
 
 
 def check_writable(path: str | Path) -> None:
@@ -48,7 +73,11 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _target(path: str | Path) -> Path:
-    return Path(os.path.realpath(Path(path).expanduser()))  # a link keeps being one
+    """What gets written: a link keeps being one."""
+    try:
+        return Path(os.path.realpath(os.path.expanduser(path)))
+    except ValueError:  # a NUL in the name
+        raise DGemmaError(f"{str(path)!a} cannot be written: it is no name of a file; choose another") from None
 
 
 def _neighbour(target: Path) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.files import read_file
 
 # Bytes per element by safetensors' type names.
 BYTES = {
@@ -104,8 +105,8 @@ def shard_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            names = sorted(set(json.loads(read_file(index).decode("utf-8"))["weight_map"].values()), key=str)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DGemmaError(f"{index} is not a safetensors index; download it again") from None
         for name in names:
             if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
@@ -136,7 +137,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             raise DGemmaError(f"{file} is truncated ({size} bytes); download it again")
         try:
             header = json.loads(stream.read(length), object_pairs_hook=_without_twins)
-            header.pop("__metadata__", None)
+            about = header.pop("__metadata__", None)  # MLX writes null where there are none
+            if about is not None and not all(isinstance(text, str) for text in about.values()):
+                raise ValueError("metadata are texts")  # MLX takes no others
             infos = {name: _tensor_info(name, entry, file, 8 + length, size) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, DGemmaError):

@@ -14,6 +14,7 @@ from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, s
 from mlx_dgemma.checkpoint.tokenizer import FastTokenizer, SentencePieceTokenizer, load_tokenizer
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.files import read_file
 from mlx_dgemma.model import cpu, memory, selfcheck
 from mlx_dgemma.model.attention import Attention
 from mlx_dgemma.model.config import ModelConfig
@@ -76,8 +77,8 @@ def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Pat
 def check_sums(folder: Path) -> None:
     """Compares every weight file with the SHA-256 sum in convert.json."""
     try:
-        sums = json.loads((folder / "convert.json").read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, LookupError, TypeError):
+        sums = dict(json.loads(read_file(folder / "convert.json").decode("utf-8"))["sha256"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise DGemmaError(f"{folder} has no convert.json with SHA-256 sums; load it without verify") from None
     for file in shard_files(folder):
         if sha256(file) != sums.get(file.name):
@@ -124,7 +125,10 @@ def load_model(
 
 def build_model(config: ModelConfig, names: set[str] = frozenset()) -> DiffusionGemma:
     """The module tree without weights (all lazy): quantized where the config and the checkpoint's `names` say so."""
-    model = DiffusionGemma(config)
+    try:
+        model = DiffusionGemma(config)
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise DGemmaError(f"config.json: no arrays have its sizes ({first_line(error)}); download it again") from None
     if config.quantization is None:
         return model
     options = dict(config.quantization)
@@ -170,7 +174,7 @@ def _choose_dtype(dtype: mx.Dtype | None, norm: TensorInfo) -> mx.Dtype:
 def _read_weights(sources: dict[str, TensorInfo], dtype: mx.Dtype) -> dict[str, mx.array]:
     """Lazy arrays by target; floats converted to dtype, packed integers as they are."""
     weights = {}
-    files = {info.file: mx.load(str(info.file)) for info in sources.values()}
+    files = {file: _lazy_arrays(file) for file in {info.file for info in sources.values()}}
     for target, info in sources.items():
         array = files[info.file].pop(info.name)
         if info.dtype in _FLOATS:
@@ -179,6 +183,14 @@ def _read_weights(sources: dict[str, TensorInfo], dtype: mx.Dtype) -> dict[str, 
             raise DGemmaError(f"{info.file.name}: tensor {info.name} is {info.dtype}, which is not supported")
         weights[target] = array
     return weights
+
+
+def _lazy_arrays(file: Path) -> dict[str, mx.array]:
+    """MLX's own reading of a file, which may refuse a header that ours takes: metadata that are no texts, say."""
+    try:
+        return mx.load(str(file), format="safetensors")
+    except (RuntimeError, ValueError) as error:
+        raise DGemmaError(f"{file} cannot be read ({first_line(error)}); download it again") from None
 
 
 def _generation_defaults(folder: Path, config: ModelConfig) -> GenerationConfig:

@@ -232,7 +232,7 @@ class SentencePieceTokenizer(_FromFiles):
     """A tokenizer.model: pieces of text, between special tokens that sentencepiece itself does not see in a text."""
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, config: TokenizerConfig):
-        size = processor.get_piece_size()
+        self.size = size = processor.get_piece_size()  # the model's own vocabulary may be larger
         control = [processor.id_to_piece(i) for i in range(size) if processor.is_control(i)]
         own = {"unk_token": processor.unk_id(), "bos_token": processor.bos_id()}
         own |= {"eos_token": processor.eos_id(), "pad_token": processor.pad_id()}
@@ -273,13 +273,13 @@ class SentencePieceTokenizer(_FromFiles):
         names = {token: name for name, token in self.control_tokens.items()}
         for is_special, run in groupby(ids, key=lambda token: token in names):
             if not is_special:
-                yield self.processor.decode(list(run))
+                yield self.processor.decode([token for token in run if token < self.size])
             elif not skip_special_tokens:
                 yield "".join(names[token] for token in run)
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        """Names of tokens, as the vocabulary has them."""
-        return [self.processor.id_to_piece(token) for token in ids]
+        """Names of tokens, as the vocabulary has them; empty for an id that has none."""
+        return [self.processor.id_to_piece(token) if token < self.size else "" for token in ids]
 
 
 def load_tokenizer(folder: Path) -> FastTokenizer | SentencePieceTokenizer | None:

@@ -1,11 +1,12 @@
 """The only source of randomness: uniform tokens and uniform floats, drawn in a fixed order."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import mlx.core as mx
 
 
+@runtime_checkable
 class Noise(Protocol):
     """What a sampler draws from. A test can hand in a source of its own; NumPy arrays will do."""
 

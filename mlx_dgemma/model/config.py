@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.files import read_file
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MODEL_TYPE = "diffusion_gemma"
+MAX_LAYERS = 1000  # no model has as many, and each takes memory before the first tensor is looked at
 _REFERENCE_ROPE = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
@@ -83,7 +85,7 @@ class ModelConfig:
             return cls._from_dict(content)
         except DGemmaError:
             raise
-        except (TypeError, ValueError, LookupError, AttributeError) as error:  # a list where an object belongs, say
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:  # a list, say
             raise DGemmaError(f"the configuration is malformed ({first_line(error)}); download it again") from None
 
     @classmethod
@@ -104,7 +106,7 @@ class ModelConfig:
             max_position_embeddings=_positive_int(text, "max_position_embeddings", 131_072),
             canvas_length=_positive_int(content, "canvas_length", 256, section=""),
             layers=_layers(text),
-            eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+            eos_token_id=_ids("eos_token_id", eos),
             quantization=quantization_of(content),
             generation_config=content.get("generation_config"),
             denoiser_trained=content.get("denoiser_trained", True),
@@ -117,7 +119,7 @@ class ModelConfig:
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a config.json."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DGemmaError(f"{path} is not valid JSON ({first_line(error)}); download it again") from None
     if not isinstance(content, dict):
@@ -141,6 +143,13 @@ def _refuse_unsupported(section: dict[str, Any], prefix: str) -> None:
         if name in section and section[name] not in supported:
             allowed = " or ".join(map(repr, supported))
             raise DGemmaError(f"{prefix}{name} is {section[name]!r}, only {allowed} is supported")
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise DGemmaError(f"{name} is {value!r}, it must be a token id or a list of them")
+    return ids
 
 
 def _positive_int(values: dict[str, Any], name: str, default: int | None = None, section: str = "text_config.") -> int:
@@ -183,6 +192,8 @@ def _layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
 
 def _layer_types(text: dict[str, Any]) -> list[str]:
     count = _positive_int(text, "num_hidden_layers")
+    if count > MAX_LAYERS:
+        raise DGemmaError(f"text_config.num_hidden_layers is {count}, more than {MAX_LAYERS}")
     types = text.get("layer_types")
     if types is None:
         types = [SLIDING if (i + 1) % 6 else FULL for i in range(count)]

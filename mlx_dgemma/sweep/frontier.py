@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.files import check_writable, write_whole
 from mlx_dgemma.sweep.grid import Grid
 from mlx_dgemma.sweep.summary import ALL, Line
 
@@ -27,6 +28,7 @@ def check_plot(path: Path) -> None:
         raise DGemmaError(f"--plot {path}: the name must end in {', '.join(FORMATS)}")
     if path.is_dir() or not path.parent.is_dir():
         raise DGemmaError(f"--plot {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file")
+    check_writable(path)
 
 
 def frontier(points: list[tuple[float, float]]) -> list[int]:
@@ -62,7 +64,7 @@ def plot(lines: list[Line], grid: Grid, title: str, path: Path) -> None:
     figure.set_layout_engine("none")
     for panel, chosen in zip(panels, shown, strict=False):
         _label(panel, chosen, grid)
-    figure.savefig(path)
+    write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
 
 
 def _points(lines: list[Line]) -> tuple[list[tuple[float, float]], list[int]]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from mlx_dgemma import __version__
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import DGemmaError, shortened
 from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.plain import line
 
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"mlx-dgemma {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {line(message)} (see --help)\n")
+        self.exit(2, f"error: {line(shortened(message))} (see --help)\n")
 
 
 class Elsewhere(argparse.Action):
@@ -42,7 +42,7 @@ class Elsewhere(argparse.Action):
 
 def say(message: object) -> None:
     """A line on stderr, whatever its text holds."""
-    print(line(message), file=sys.stderr, flush=True)
+    print(line(shortened(str(message))), file=sys.stderr, flush=True)
 
 
 def exit_code(run: Callable[[], int], interrupted: str, *, ends_process: bool = False) -> int:

@@ -38,6 +38,8 @@ class _Slot:
 
 def read_choices(run: Run, template: str, labels: Sequence[Sequence[str]], draws: int) -> list[dict[str, float]]:
     """Probabilities of the labels in each slot of a template; see `Engine.choose_each`."""
+    if not isinstance(labels, Sequence):
+        raise DGemmaError(f"labels are a {type(labels).__name__}; give a list of texts for each slot")
     for own in labels:
         _check(own)
     if type(draws) is not int or draws < 1:
@@ -60,7 +62,7 @@ def read_choices(run: Run, template: str, labels: Sequence[Sequence[str]], draws
 
 
 def _check(labels: Sequence[str]) -> None:
-    if isinstance(labels, str) or len(labels) < 2:
+    if isinstance(labels, str) or not isinstance(labels, Sequence) or len(labels) < 2:
         raise DGemmaError("there is nothing to choose from; give two labels or more")
     for i, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip():

@@ -27,12 +27,25 @@ class CanvasPlan:
         draft: token ids, or a text, that the first canvas starts from instead of noise.
         noise: share of the draft that is replaced by noise, 0 … 1.
         seed: chooses which.
+
+    Raises:
+        DGemmaError: what is neither a text nor token ids, a share or a seed that is no number.
     """
 
     given: str | Sequence[int | None] = ()
     draft: str | Sequence[int] = ()
     noise: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("given", "draft"):
+            value = vars(self)[name]
+            if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
+                raise DGemmaError(f"canvas: {name} is a {type(value).__name__}; give a text or a list of token ids")
+        if isinstance(self.noise, bool) or not isinstance(self.noise, int | float):
+            raise DGemmaError(f"canvas: the share of noise is {self.noise!r}; give a number from 0 to 1")
+        if type(self.seed) is not int:
+            raise DGemmaError(f"canvas: seed must be an integer, got {self.seed!r}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Request:
         stop: texts that end the answer where the first of them would stand.
 
     Raises:
-        DGemmaError: settings, a seed, a number of samples, a choice or stop texts that are none.
+        DGemmaError: settings, a seed, a canvas, a number of samples, a choice or stop texts that are none.
     """
 
     prompt: Prompt
@@ -78,13 +91,22 @@ class Request:
             raise DGemmaError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}")
         if type(self.samples) is not int or self.samples < 1:
             raise DGemmaError(f"the number of samples must be an integer from 1 on, got {self.samples!r}")
+        for name in ("chat_template", "thinking"):
+            if type(vars(self)[name]) is not bool:
+                raise DGemmaError(f"{name} must be True or False, got {vars(self)[name]!r}")
+        if not isinstance(self.canvas, CanvasPlan):
+            CanvasPlan(given=self.canvas)
+        self._check_conversation()
+
+    def _check_conversation(self) -> None:
+        """Raises DGemmaError for tools, a choice or stop texts that are none."""
         if not isinstance(self.tools, list | tuple):
             raise DGemmaError(f"tools are a {type(self.tools).__name__}; give a list of function schemas")
         if not isinstance(self.tool_choice, str):
             raise DGemmaError(f'tool_choice must be "auto", "none", "required" or a name, got {self.tool_choice!r}')
         if self.tool_choice not in ("auto", "none") and not self.tools:
             raise DGemmaError(f"tool_choice is {self.tool_choice!r} and there are no tools; give some")
-        if isinstance(self.stop, str) or not all(isinstance(stop, str) and stop for stop in self.stop):
+        if not isinstance(self.stop, list | tuple) or not all(isinstance(stop, str) and stop for stop in self.stop):
             raise DGemmaError(f"stop must be a list of texts that are not empty, got {self.stop!r}")
 
     @property

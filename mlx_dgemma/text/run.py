@@ -81,6 +81,10 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
         raise DGemmaError(
             f"the model was loaded for a GPU, in {name}, and MLX's default device is the CPU now; load it again"
         )
+    if request.noise is not None and not isinstance(request.noise, Noise):
+        raise DGemmaError(
+            f"noise is a {type(request.noise).__name__}; give an object with tokens and uniform, or a seed"
+        )
     settings = request.settings.over(model.generation_config)
     seen = () if request.tool_choice == "none" else request.tools
     ids = prompt_ids(tokenizer, request.prompt, request.chat_template, thinking=request.thinking, tools=seen)

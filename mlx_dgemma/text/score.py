@@ -65,7 +65,11 @@ def score_text(run: Run, text: str | Sequence[int], *, causal: bool) -> Score:
 def _ids(run: Run, text: str | Sequence[int]) -> list[int]:
     if isinstance(text, str) and run.tokenizer is None:
         raise DGemmaError("the checkpoint has no tokenizer files; give the text as token ids")
+    if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
+        raise DGemmaError(f"the text to score is a {type(text).__name__}; give a text or a list of token ids")
     ids = encode(run.tokenizer, text, "the text") if isinstance(text, str) else list(text)
+    if not all(type(token) is int for token in ids):
+        raise DGemmaError("the text to score holds what is no token id; give a text or a list of token ids")
     if not ids:
         raise DGemmaError("the text to score is empty; give one token or more")
     size = run.model.config.canvas_length

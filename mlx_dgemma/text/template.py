@@ -72,6 +72,8 @@ def parse_pieces(tokenizer: Tokenizer | None, template: str) -> tuple[list[Piece
     Raises:
         DGemmaError: no tokenizer, a gap of no tokens, `{}` before the end.
     """
+    if not isinstance(template, str):
+        raise DGemmaError(f"template: it is a {type(template).__name__}; give a text with gaps like {{10}}")
     pieces, position = [], 0
     for gap in _GAP.finditer(template):
         text, position = template[position : gap.start()], gap.end()
