@@ -7,7 +7,7 @@ print(engine.generate(Request("Why is the sky blue?", seed=7)).text)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
@@ -24,6 +24,7 @@ from mlx_dgemma.text.request import Request
 from mlx_dgemma.text.run import Run, prepare
 from mlx_dgemma.text.samples import stream_batch
 from mlx_dgemma.text.score import Score, score_text
+from mlx_dgemma.text.turns import Turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +35,13 @@ class Engine:
         model: as `load` gives it.
         tokenizer: None for a checkpoint without tokenizer files: token ids in, token ids out.
         checkpoint: the folder or hub repository, or "embedded".
+        turns: the last ones that ended in calls; their own tokens stand in prompts that go on behind them.
     """
 
     model: DiffusionGemma
     tokenizer: Tokenizer | None
     checkpoint: str = "unnamed"
+    turns: Turns = field(default_factory=Turns, repr=False)
 
     @classmethod
     def load(
@@ -59,7 +62,7 @@ class Engine:
         Raises:
             DGemmaError: what this checkpoint cannot do with it.
         """
-        return prepare(self.model, self.tokenizer, request)
+        return prepare(self.model, self.tokenizer, request, self.turns)
 
     def stream(self, request: Request) -> Iterator[DenoisingStep | TextCanvas]:
         """Writes one text: an event per denoising step and per committed canvas, as they happen.

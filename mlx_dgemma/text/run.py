@@ -18,10 +18,14 @@ from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.forced import callable_names, opening_of
+from mlx_dgemma.text.messages import normalised
 from mlx_dgemma.text.prompts import check_ids, prompt_ids
-from mlx_dgemma.text.request import CanvasPlan, Request
+from mlx_dgemma.text.reply import ToolCall
+from mlx_dgemma.text.request import CanvasPlan, Prompt, Request
 from mlx_dgemma.text.template import given_and_draft
+from mlx_dgemma.text.turns import Turn, Turns
 
+WAITS = "<|tool_response>"  # ends a turn that calls
 MAX_TOKENS = 8192  # of an answer whose length was not given
 
 
@@ -36,6 +40,8 @@ class Run:
         given: token ids by position of the text, None where the model fills in.
         steerings: of the first canvases, one each.
         callable: names of the tools of which one has to be called; none if the model decides.
+        rendered: the prompt's ids as the template wrote them, where `ids` hold a turn's own.
+        turns: where a turn that ends in calls is kept.
     """
 
     model: DiffusionGemma
@@ -46,6 +52,8 @@ class Run:
     given: Sequence[int | None]
     steerings: list[Steering]
     callable: Sequence[str] = ()
+    rendered: Sequence[int] = ()
+    turns: Turns | None = None
 
     @property
     def max_canvases(self) -> int:
@@ -62,14 +70,22 @@ class Run:
         prefill(self.model, mx.array([self.ids]), cache)
         return cache, time.perf_counter() - began
 
+    def keep_turn(self, reply: Sequence[int], calls: Sequence[ToolCall]) -> None:
+        """Keeps what the model wrote, up to the token that waits for the results of its calls."""
+        if self.turns is None or self.tokenizer is None or not calls:
+            return
+        waits = self.tokenizer.get_vocab().get(WAITS)
+        end = [] if waits is None else [waits]
+        self.turns.keep(calls, Turn(tuple(self.rendered), tuple(self.ids), (*reply, *end)))
+
     def is_last(self, canvas_index: int, cache: PrefixCache) -> bool:
         """Whether no canvas can follow this one, which is being denoised over that prefix."""
         has_room = cache.length + 2 * self.model.config.canvas_length <= self.model.config.max_position_embeddings
         return canvas_index + 1 == self.max_canvases or not has_room
 
 
-def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request) -> Run:
-    """Checks a request and turns it into what a run needs.
+def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request, turns: Turns | None = None) -> Run:
+    """Checks a request and turns it into what a run needs; `turns` may know the end of the prompt better.
 
     Raises:
         DGemmaError: an empty or too long prompt, a token id outside the vocabulary, text without a tokenizer, a
@@ -86,8 +102,8 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
             f"noise is a {type(request.noise).__name__}; give an object with tokens and uniform, or a seed"
         )
     settings = request.settings.over(model.generation_config)
-    seen = () if request.tool_choice == "none" else request.tools
-    ids = prompt_ids(tokenizer, request.prompt, request.chat_template, thinking=request.thinking, tools=seen)
+    rendered = _ids(tokenizer, request, request.prompt)
+    ids = (turns and _spliced(tokenizer, request, turns)) or rendered
     if request.stop and tokenizer is None:
         raise DGemmaError("the checkpoint has no tokenizer files, so no text can stop it; leave stop out")
     check_ids(model, ids)
@@ -99,7 +115,21 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
     if "max_new_tokens" not in request.settings.given:  # the checkpoint's 256 would cut every longer answer
         length = min(MAX_TOKENS, model.config.max_position_embeddings - len(ids))
     settings = replace(settings, max_new_tokens=max(length, len(given)))
-    return Run(model, tokenizer, request, ids, settings, given, steered, _callable(tokenizer, request, size))
+    callable_ = _callable(tokenizer, request, size)
+    return Run(model, tokenizer, request, ids, settings, given, steered, callable_, rendered, turns)
+
+
+def _ids(tokenizer: Tokenizer | None, request: Request, prompt: Prompt) -> list[int]:
+    seen = () if request.tool_choice == "none" else request.tools
+    return prompt_ids(tokenizer, prompt, request.chat_template, thinking=request.thinking, tools=seen)
+
+
+def _spliced(tokenizer: Tokenizer | None, request: Request, turns: Turns) -> list[int] | None:
+    """The ids of a prompt whose last turn is one of our own."""
+    prompt = request.prompt
+    if not isinstance(prompt, list) or not any(isinstance(m, dict) and m.get("tool_calls") for m in prompt):
+        return None
+    return turns.spliced(normalised(prompt), lambda messages: _ids(tokenizer, request, list(messages)))
 
 
 def _callable(tokenizer: Tokenizer | None, request: Request, size: int) -> list[str]:

@@ -14,7 +14,7 @@ from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.text.endings import StopTexts, repeats
 from mlx_dgemma.text.events import Stats, TextCanvas
-from mlx_dgemma.text.reply import Reply, ReplyParser
+from mlx_dgemma.text.reply import Reply, ReplyParser, ToolCall
 from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.template import given_end
 
@@ -67,6 +67,8 @@ class Transcript:
         self._pad = None if run.tokenizer is None else run.tokenizer.pad_token_id
         self._reply = None if run.tokenizer is None else _Reading(run, run.tokenizer)
         self._previous: list[int] = []  # the last canvas
+        self._ids: list[int] = []  # all that belongs to the text, padding included
+        self._called: list[ToolCall] = []
         self.clock = Clock()
 
     def give(self, ids: Sequence[int]) -> None:
@@ -98,6 +100,9 @@ class Transcript:
         kept = [i for i, token in enumerate(new) if token != self._pad or self._is_given(i)]
         length = kept[-1] + 1 if kept else 0  # without padding at the end
         self.position += len(new)
+        self._ids, self._called = self._ids + new, [*self._called, *reply.tool_calls]
+        if reply.finish_reason == "tool_calls":
+            self.run.keep_turn(self._ids, self._called)
         self._count += len(kept)
         self._steps, self._canvases = self._steps + canvas.steps, self._canvases + 1
         return TextCanvas(

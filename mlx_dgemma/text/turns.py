@@ -46,7 +46,9 @@ class Turns:
             while len(self._turns) > self._most:
                 self._turns.popitem(last=False)
 
-    def spliced(self, messages: Sequence[Message], encode: Callable[[Sequence[Message]], list[int]]) -> list[int] | None:
+    def spliced(
+        self, messages: Sequence[Message], encode: Callable[[Sequence[Message]], list[int]]
+    ) -> list[int] | None:
         """The prompt's ids with the last turn's own; None if that is not known, or not what it was.
 
         Args:

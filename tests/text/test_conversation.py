@@ -1,5 +1,7 @@
 """Thoughts, calls, stop texts and loops, from a request to its result; the model's canvases are scripted."""
 
+import json
+
 import mlx.core as mx
 import pytest
 
@@ -8,7 +10,8 @@ from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
 from mlx_dgemma.diffusion.canvas import ModelDenoiser
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.text.events import TextCanvas
-from mlx_dgemma.text.reply import parse_reply
+from mlx_dgemma.text.reply import ToolCall, parse_reply
+from mlx_dgemma.text.turns import Turn, Turns
 from tests.text.gemma import gemma_tokenizer, june
 
 CANVAS, VOCABULARY = 64, 512
@@ -212,3 +215,43 @@ def test_what_cannot_be_asked_is_refused_in_one_line(talker, fields, told):
     with pytest.raises(DGemmaError) as error:
         talker.prepare(Request("hi", **fields))
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def turn(*calls, **fields):
+    return {"role": "assistant", "content": None, "tool_calls": [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": json.dumps(c.arguments)}} for c in calls
+    ], **fields}  # fmt: skip
+
+
+def test_behind_a_call_the_models_own_tokens_are_the_prompt(talker, writes):
+    """Thoughts survive a tool round that the client's history has lost them in."""
+    said = [OPENS, *ids("thought\nI should look\n"), CLOSES, *ids('<|tool_call>call:look{at: "it" }<tool_call|>')]
+    user = [{"role": "user", "content": "hi"}]
+    writes([*said, 50])
+    first = talker.generate(Request(user, tools=TOOLS, thinking=True))
+    results = [{"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "seen"}]
+    second = Request([*user, turn(*first.tool_calls), *results], tools=TOOLS, thinking=True)
+    asked, prompt = talker.prepare(Request(user, tools=TOOLS, thinking=True)).ids, talker.prepare(second).ids
+    assert prompt[: len(asked) + len(said) + 1] == [*asked, *said, 50]
+    assert talker.tokenizer.decode(prompt[len(asked) + len(said) :]).startswith("<|tool_response>response:look{value:")
+    writes([*said, 50])
+    again = talker.generate(second)
+    third = [*second.prompt, turn(*again.tool_calls), {"role": "tool", "content": "again"}]
+    assert talker.prepare(Request(third, tools=TOOLS, thinking=True)).ids[: len(prompt)] == prompt
+
+    other = Engine(talker.model, talker.tokenizer)  # knows nothing of it: the template's word
+    rendered = other.prepare(second).ids
+    assert rendered != prompt and "I should look" not in talker.tokenizer.decode(rendered)
+    changed = Request([{"role": "user", "content": "ho"}, *second.prompt[1:]], tools=TOOLS, thinking=True)
+    assert talker.prepare(changed).ids == other.prepare(changed).ids
+    later = Request([*second.prompt, {"role": "assistant", "content": "ok"}, *user], tools=TOOLS, thinking=True)
+    assert talker.prepare(later).ids == other.prepare(later).ids
+
+
+def test_only_the_last_turns_are_kept():
+    turns, calls = Turns(most=2), [ToolCall(f"c{i}", "f", {}) for i in range(3)]
+    for call in calls:
+        turns.keep([call], Turn((1,), (1,), (2,)))
+    messages = [[{"role": "assistant", "content": "", "tool_calls": [{"id": c.id}]}] for c in calls]
+    found = [turns.spliced(own, lambda m: [1, 3][: 1 + len(m)]) for own in messages]
+    assert found == [None, [1, 2], [1, 2]]
