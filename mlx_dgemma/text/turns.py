@@ -1,7 +1,7 @@
 """Turns of our own that ended in calls: their raw ids take the place of what a client's history makes of them.
 
-A template writes history without its thoughts, and the model would go on behind results as if it had never thought. So a
-turn is kept by the ids of its calls, and while the same conversation goes on behind them, its own tokens are the prompt.
+A template writes history without its thoughts, and the model would go on behind results as if it had never thought. So
+a turn is kept by the ids of its calls; while the same conversation goes on behind them, its own tokens are the prompt.
 """
 
 import threading

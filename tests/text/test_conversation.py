@@ -218,9 +218,9 @@ def test_what_cannot_be_asked_is_refused_in_one_line(talker, fields, told):
 
 
 def turn(*calls, **fields):
-    return {"role": "assistant", "content": None, "tool_calls": [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": json.dumps(c.arguments)}} for c in calls
-    ], **fields}  # fmt: skip
+    return {"role": "assistant", "content": None,         "tool_calls": [
+            {"id": c.id, "function": {"name": c.name, "arguments": json.dumps(c.arguments)}} for c in calls
+        ], **fields}  # fmt: skip
 
 
 def test_behind_a_call_the_models_own_tokens_are_the_prompt(talker, writes):
