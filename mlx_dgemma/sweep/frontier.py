@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.files import write_whole
 from mlx_dgemma.sweep.grid import Grid
 from mlx_dgemma.sweep.summary import ALL, Line
 
@@ -62,7 +63,7 @@ def plot(lines: list[Line], grid: Grid, title: str, path: Path) -> None:
     figure.set_layout_engine("none")
     for panel, chosen in zip(panels, shown, strict=False):
         _label(panel, chosen, grid)
-    figure.savefig(path)
+    write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
 
 
 def _points(lines: list[Line]) -> tuple[list[tuple[float, float]], list[int]]:
