@@ -41,6 +41,9 @@ def check_writable(path: str | Path) -> None:
     """
     try:
         target = _target(path)
+    except ValueError:  # a NUL in the name
+        raise DGemmaError(f"{str(path)!a} cannot be written: it is no name of a file; choose another") from None
+    try:
         if not target.parent.is_dir():
             raise DGemmaError(f"{path} cannot be written: there is no folder {target.parent}; make it first")
         if target.exists() and not target.is_file():
@@ -51,8 +54,6 @@ def check_writable(path: str | Path) -> None:
             _neighbour(target).unlink(missing_ok=True)
     except OSError as error:
         raise DGemmaError(f"{path} cannot be written: {error.strerror}; choose another place") from None
-    except ValueError:  # a NUL in the name
-        raise DGemmaError(f"{str(path)!a} cannot be written: it is no name of a file; choose another") from None
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
