@@ -1,6 +1,5 @@
 """Everything in the target folder beside the weights: config.json, tokenizer files, index, convert.json, model card."""
 
-import json
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,11 +10,11 @@ from mlx_dgemma import __version__
 from mlx_dgemma.checkpoint.loading import check_sums
 from mlx_dgemma.diffusion.settings import SAMPLER, GenerationConfig
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.model.config import published_dialect
+from mlx_dgemma.model.config import published_dialect, read_config
 
 from .plan import Plan
 from .recipes import FLOATS
-from .source import Source
+from .source import GENERATION, Source
 from .target import RECORD, as_json, read_record
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -50,7 +49,7 @@ def side_files(source: Source, plan: Plan, config: dict[str, Any], provenance: P
     files = {file.name: file.read_bytes() for file in found if file.is_file() and file.name not in _OURS}
     files["config.json"] = as_json(config)
     if not source.denoiser_trained:
-        files["generation_config.json"] = as_json(_diffusion_defaults(source))
+        files[GENERATION] = as_json(_diffusion_defaults(source))
     shards = {output.name: name for name, jobs in plan.files().items() for job in jobs for output in job.outputs}
     index = {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(shards.items()))}
     files["model.safetensors.index.json"] = as_json(index)
@@ -83,9 +82,9 @@ def target_config(source: Source, plan: Plan) -> dict[str, Any]:
 def _diffusion_defaults(source: Source) -> dict[str, Any]:
     """generation_config.json of a patched Gemma 4: the sampler's defaults, Gemma's stop ids."""
     eos = source.config.get("eos_token_id", [])
-    path = source.folder / "generation_config.json"
+    path = source.folder / GENERATION
     if path.is_file():
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", eos)
+        eos = read_config(path).get("eos_token_id", eos)
     defaults = GenerationConfig(eos_token_id=eos).to_dict()
     for own in ("token_choice", "soft_embedding_cutoff"):  # not the reference's
         del defaults[own]

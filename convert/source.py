@@ -24,12 +24,15 @@ from mlx_dgemma.checkpoint.headers import (
     target_name,
 )
 from mlx_dgemma.checkpoint.loading import build_model
+from mlx_dgemma.checkpoint.tokenizer import load_tokenizer
+from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.config import ModelConfig, read_config
 
 from . import gemma4
 from .recipes import Format
 
+GENERATION = "generation_config.json"
 SLICE = 32 * 2**20  # bytes (as bfloat16) read at a time
 _NUMPY = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "U32": np.uint32, "U8": np.uint8}
 _PARTS = ("weight", "scales", "biases")
@@ -125,6 +128,7 @@ def open_source(folder: Path) -> Source:
         parsed = ModelConfig.from_dict(config)
     except DGemmaError as error:
         raise DGemmaError(f"{folder / 'config.json'}: {error}") from None
+    _check_side_files(folder, parsed, is_gemma4)
     headers = read_headers(folder)
     tensors = _group(by_target(headers, rules), parsed.quantization)
     if is_gemma4:
@@ -136,6 +140,23 @@ def open_source(folder: Path) -> Source:
     _check(folder, parsed, tensors)
     dropped = {name: rule_for(name, rules).reason for name in headers if target_name(name, rules) is None}
     return Source(folder, config, tensors, dropped, parsed.denoiser_trained)
+
+
+def _check_side_files(folder: Path, config: ModelConfig, is_gemma4: bool) -> None:
+    """What is copied can be read: else the target would be refused when it is loaded, an hour later."""
+    path = folder / GENERATION
+    if path.is_file() and not is_gemma4:
+        GenerationConfig.from_file(path)
+    elif not path.is_file():
+        GenerationConfig.from_dict(config.generation_config or {})
+    elif not _is_id_list(read_config(path).get("eos_token_id")):
+        raise DGemmaError(f"{path}: eos_token_id is no list of token ids; download it again")
+    load_tokenizer(folder)
+
+
+def _is_id_list(value: Any) -> bool:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    return all(type(token) is int and token >= 0 for token in ids)
 
 
 def _group(named: dict[str, TensorInfo], quantization: dict[str, Any] | None) -> dict[str, SourceTensor]:

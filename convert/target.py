@@ -15,6 +15,7 @@ from typing import Any
 
 from mlx_dgemma.checkpoint.headers import sha256
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.files import read_file
 
 from .plan import Plan
 
@@ -141,9 +142,9 @@ def _is_ours(partial: Path) -> bool:
 def read_record(folder: Path) -> dict[str, Any]:
     """A folder's convert.json; {} if there is none that this version wrote."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(read_file(folder / RECORD).decode("utf-8"))
         return record if record["fingerprint"] and isinstance(record["sha256"], dict) else {}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
 
 

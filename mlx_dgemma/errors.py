@@ -10,9 +10,14 @@ class DGemmaError(ValueError):
     """A mistake in the input (a path, a checkpoint, a prompt, an option), told in one line, whatever it quotes."""
 
     def __init__(self, message: str):
-        if len(message) > LONGEST:
-            message = f"{message[: 2 * LONGEST // 3]} … {message[-LONGEST // 3 :]}"
-        super().__init__(_BREAKS.sub(lambda character: ascii(character[0])[1:-1], message))
+        super().__init__(_BREAKS.sub(lambda character: ascii(character[0])[1:-1], shortened(message)))
+
+
+def shortened(message: str) -> str:
+    """A message with its middle left out, if it is longer than anybody reads."""
+    if len(message) <= LONGEST:
+        return message
+    return f"{message[: 2 * LONGEST // 3]} … {message[-LONGEST // 3 :]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -39,10 +39,7 @@ def check_writable(path: str | Path) -> None:
     Raises:
         DGemmaError: no such folder, no right to write there, or the name of something that is no ordinary file.
     """
-    try:
-        target = _target(path)
-    except ValueError:  # a NUL in the name
-        raise DGemmaError(f"{str(path)!a} cannot be written: it is no name of a file; choose another") from None
+    target = _target(path)
     try:
         if not target.parent.is_dir():
             raise DGemmaError(f"{path} cannot be written: there is no folder {target.parent}; make it first")
@@ -78,7 +75,11 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _target(path: str | Path) -> Path:
-    return Path(os.path.realpath(Path(path).expanduser()))  # a link keeps being one
+    """What gets written: a link keeps being one."""
+    try:
+        return Path(os.path.realpath(os.path.expanduser(path)))
+    except ValueError:  # a NUL in the name
+        raise DGemmaError(f"{str(path)!a} cannot be written: it is no name of a file; choose another") from None
 
 
 def _neighbour(target: Path) -> Path:

@@ -137,7 +137,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             raise DGemmaError(f"{file} is truncated ({size} bytes); download it again")
         try:
             header = json.loads(stream.read(length), object_pairs_hook=_without_twins)
-            header.pop("__metadata__", None)
+            about = header.pop("__metadata__", None)  # MLX writes null where there are none
+            if about is not None and not all(isinstance(text, str) for text in about.values()):
+                raise ValueError("metadata are texts")  # MLX takes no others
             infos = {name: _tensor_info(name, entry, file, 8 + length, size) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, DGemmaError):

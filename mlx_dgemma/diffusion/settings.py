@@ -5,6 +5,7 @@ Source of the rules: transformers, DiffusionGemmaGenerationConfig.validate and E
 
 import json
 import math
+import sys
 from dataclasses import dataclass, fields
 from inspect import Signature, signature
 from pathlib import Path
@@ -160,12 +161,14 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    return (_is_int(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max  # and no NaN
 
 
 def _positive_int(name: str, value: Any) -> None:
     if not _is_int(value) or value <= 0:
         raise DGemmaError(f"{name} must be a positive integer, got {value!r}")
+    if value > sys.maxsize:
+        raise DGemmaError(f"{name} must be a positive integer below 2^63, got {value!r}")
 
 
 def _id_list(value: Any) -> list[int]:

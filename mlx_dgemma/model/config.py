@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.files import read_file
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MODEL_TYPE = "diffusion_gemma"
@@ -105,7 +106,7 @@ class ModelConfig:
             max_position_embeddings=_positive_int(text, "max_position_embeddings", 131_072),
             canvas_length=_positive_int(content, "canvas_length", 256, section=""),
             layers=_layers(text),
-            eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+            eos_token_id=_ids("eos_token_id", eos),
             quantization=quantization_of(content),
             generation_config=content.get("generation_config"),
             denoiser_trained=content.get("denoiser_trained", True),
@@ -118,7 +119,7 @@ class ModelConfig:
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a config.json."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DGemmaError(f"{path} is not valid JSON ({first_line(error)}); download it again") from None
     if not isinstance(content, dict):
@@ -142,6 +143,13 @@ def _refuse_unsupported(section: dict[str, Any], prefix: str) -> None:
         if name in section and section[name] not in supported:
             allowed = " or ".join(map(repr, supported))
             raise DGemmaError(f"{prefix}{name} is {section[name]!r}, only {allowed} is supported")
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise DGemmaError(f"{name} is {value!r}, it must be a token id or a list of them")
+    return ids
 
 
 def _positive_int(values: dict[str, Any], name: str, default: int | None = None, section: str = "text_config.") -> int:

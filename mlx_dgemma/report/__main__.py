@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_dgemma.files import check_writable
 from mlx_dgemma.terminal.cli import Parser, exit_code
 
 if TYPE_CHECKING:
@@ -100,20 +101,25 @@ def _check_packages(args: argparse.Namespace) -> None:
 
 
 def _written(trace: Trace, args: argparse.Namespace) -> list[Path]:
-    """Writes the files; their paths."""
+    """Writes the files, if all of them can be written; their paths."""
     from mlx_dgemma.report.gif import write_gif
     from mlx_dgemma.report.page import write_report
-    from mlx_dgemma.report.plots import write_plots
+    from mlx_dgemma.report.plots import names, write_plots
     from mlx_dgemma.report.svg import write_svg
 
     page, written = _page(args), []
+    plots = _beside(args.png, page, "")
+    kinds = (write_svg, "svg"), (write_gif, "gif")
+    pictures = [(write, _beside(vars(args)[kind], page, f".{kind}")) for write, kind in kinds]
+    wanted = [path for _, path in pictures if path is not None] + ([] if plots is None else names(trace, plots))
+    for path in (*([page] if args.output or not args.play else []), *wanted):
+        check_writable(path)
     if args.output or not args.play:
         write_report(trace, page)
         written.append(page)
-    if args.png is not None:
-        written += write_plots(trace, _beside(args.png, page, ""))
-    for write, kind in ((write_svg, "svg"), (write_gif, "gif")):
-        path = _beside(vars(args)[kind], page, f".{kind}")
+    if plots is not None:
+        written += write_plots(trace, plots)
+    for write, path in pictures:
         if path is not None:
             write(trace, path, args.columns)
             written.append(path)

@@ -36,14 +36,18 @@ def write_plots(trace: Trace, prefix: str | Path) -> list[Path]:
     """
     check_matplotlib()
     rows = range(trace.canvas.shape[1])
-    names = [f"{prefix}-heatmap{f'-{row + 1}' if row else ''}.png" for row in rows]
-    figures = [*((name, heat_map(trace, row)) for name, row in zip(names, rows, strict=True))]
-    figures.append((f"{prefix}-curves.png", curves(trace)))
+    figures = zip(names(trace, prefix), [*(heat_map(trace, row) for row in rows), curves(trace)], strict=True)
     with warnings.catch_warnings():  # a prompt may have characters that the font lacks; they are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for name, figure in figures:
             write_whole(name, lambda file, figure=figure: figure.savefig(file, dpi=DPI, format="png"))
-    return [Path(name) for name, _ in figures]
+    return names(trace, prefix)
+
+
+def names(trace: Trace, prefix: str | Path) -> list[Path]:
+    """The files that `write_plots` writes."""
+    maps = [f"{prefix}-heatmap{f'-{row + 1}' if row else ''}.png" for row in range(trace.canvas.shape[1])]
+    return [Path(name) for name in (*maps, f"{prefix}-curves.png")]
 
 
 def heat_map(trace: Trace, row: int = 0) -> "Figure":

@@ -97,6 +97,8 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
     plan = plan_trials(grid, questions(args))
     description = describe(args, grid)
     rows, nbytes = journal.read_back(args.output, grid, plan, description) if args.resume else ([], 0)
+    if len(rows) == len(plan):
+        journal.go_on(args.output, nbytes).close()  # without what a kill left behind the last row
     finished = len(rows) == len(plan) or carry_out(args, grid, plan, description, rows, nbytes)
     lines = summarise(rows, grid)
     show(lines, grid, title(args, grid))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.files import write_whole
+from mlx_dgemma.files import check_writable, write_whole
 from mlx_dgemma.sweep.grid import Grid
 from mlx_dgemma.sweep.summary import ALL, Line
 
@@ -28,6 +28,7 @@ def check_plot(path: Path) -> None:
         raise DGemmaError(f"--plot {path}: the name must end in {', '.join(FORMATS)}")
     if path.is_dir() or not path.parent.is_dir():
         raise DGemmaError(f"--plot {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file")
+    check_writable(path)
 
 
 def frontier(points: list[tuple[float, float]]) -> list[int]:

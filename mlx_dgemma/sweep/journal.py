@@ -12,13 +12,15 @@ import sys
 from dataclasses import astuple, fields
 from io import StringIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.files import read_file
 from mlx_dgemma.sweep.grid import FIELDS, Grid
 from mlx_dgemma.sweep.trials import Outcome, Row, Trial
 
-_READ = {str: str, int: int, float: float, bool: {"0": False, "1": True}.__getitem__}
+Number = TypeVar("Number", int, float)
+_LARGEST = 2**53  # of a count or of seconds, which a mean can still be made of
 _TAIL = 1 << 20
 
 
@@ -36,6 +38,8 @@ def check_output(path: Path, *, resume: bool, force: bool) -> None:
         raise DGemmaError(
             f"--output {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file"
         )
+    if path.exists() and not path.is_file():
+        raise DGemmaError(f"--output {path} is no ordinary file; name another")
     if path.exists() and not (resume or force):
         raise DGemmaError(f"{path} exists; --resume goes on with it, --force starts over")
 
@@ -75,7 +79,7 @@ def read_back(path: Path, grid: Grid, plan: list[Trial], description: dict[str, 
     if not path.exists():
         return [], 0
     check_description(path, description)
-    content = path.read_bytes()
+    content = _content(path)
     nbytes = whole_records(content)
     csv.field_size_limit(sys.maxsize)  # an answer may be longer than the module's 128 kB
     reader = csv.reader(StringIO(content[:nbytes].decode("utf-8", "replace"), newline=""), strict=True)
@@ -94,6 +98,13 @@ def read_back(path: Path, grid: Grid, plan: list[Trial], description: dict[str, 
     return rows, nbytes
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise DGemmaError(f"{path} cannot be read: {error.strerror}; give another --output") from None
+
+
 def whole_records(content: bytes) -> int:
     """How many bytes of a CSV are complete records: a line end outside quotes ends one, the rest was cut off."""
     whole = position = quotes = 0
@@ -105,19 +116,38 @@ def whole_records(content: bytes) -> int:
     return whole
 
 
+def _count(text: str) -> int:
+    return _bounded(int(text))
+
+
+def _seconds(text: str) -> float:
+    return _bounded(float(text))
+
+
+def _bounded(number: Number) -> Number:
+    if not 0 <= number <= _LARGEST:
+        raise ValueError("a number that nothing counts to")
+    return number
+
+
+_READ = {str: str, int: _count, float: _seconds, bool: {"0": False, "1": True}.__getitem__}
+
+
 def _row(record: list[str], grid: Grid) -> Row:
     settings, own = record[: len(grid.axes)], record[len(grid.axes) :]
-    values = [_READ[f.type](text) for f, text in zip(fields(Outcome), own, strict=True)]
-    return Row({name: FIELDS[name](text) for name, text in zip(grid.axes, settings, strict=True)}, Outcome(*values))
+    outcome = Outcome(*(_READ[f.type](text) for f, text in zip(fields(Outcome), own, strict=True)))
+    if not (outcome.steps and outcome.canvases):
+        raise ValueError("a text of no steps")
+    return Row({name: FIELDS[name](text) for name, text in zip(grid.axes, settings, strict=True)}, outcome)
 
 
 def check_description(path: Path, description: dict[str, Any]) -> None:
     """Raises DGemmaError, saying what differs, unless the CSV's run has the same `identity`."""
     beside, here = description_file(path), description["identity"]
     try:
-        there = json.loads(beside.read_text(encoding="utf-8"))["identity"]
+        there = json.loads(read_file(beside).decode("utf-8"))["identity"]
         differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise DGemmaError(
             f"{beside} is missing or unreadable, so {path} cannot be resumed; --force starts over"
         ) from None

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.files import read_file
 from mlx_dgemma.tasks import draw_examples
 
 _LINE = '{"prompt": "…", "answer": "…"}'
@@ -41,7 +42,7 @@ def read_pairs(path: Path, n: int | None = None) -> list[Question]:
         DGemmaError: an unreadable or empty file, or a bad line, named by file and line.
     """
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        lines = read_file(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise DGemmaError(f"--data {path}: {error.strerror}; give a JSONL file of {_LINE} lines") from None
     pairs = [(f"{path}:{i}", *_pair(line, f"{path}:{i}")) for i, line in enumerate(lines, 1) if line.strip()]

@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from mlx_dgemma import __version__
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import DGemmaError, shortened
 from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.plain import line
 
-CODES = "Exit codes: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C), 143 (SIGTERM), 129 (hang-up)."
+CODES = "Exit codes: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C), 143 (SIGTERM)."
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"mlx-dgemma {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {line(message)} (see --help)\n")
+        self.exit(2, f"error: {line(shortened(message))} (see --help)\n")
 
 
 class Elsewhere(argparse.Action):
@@ -43,7 +43,7 @@ class Elsewhere(argparse.Action):
 
 def say(message: object) -> None:
     """A line on stderr, whatever its text holds."""
-    print(line(message), file=sys.stderr, flush=True)
+    print(line(shortened(str(message))), file=sys.stderr, flush=True)
 
 
 def exit_code(run: Callable[[], int], interrupted: str, *, ends_process: bool = False) -> int:

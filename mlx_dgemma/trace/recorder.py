@@ -20,7 +20,8 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.request import Request
-from mlx_dgemma.trace.trace import ARRAYS, Committed, Trace
+from mlx_dgemma.trace.contents import ARRAYS, Committed
+from mlx_dgemma.trace.trace import Trace
 
 Event = DenoisingStep | TextCanvas | CommittedCanvas
 

@@ -5,64 +5,22 @@ of steps, so steps are stored flat, one after another, and `canvas_index` says w
 """
 
 import json
-import struct
+import os
 import time
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError, first_line
-from mlx_dgemma.files import write_whole
-from mlx_dgemma.text.events import Stats, TextCanvas
+from mlx_dgemma.files import open_file, write_whole
+from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.request import CanvasPlan, Prompt
-
-FORMAT, VERSION = "mlx-dgemma trace", 1
-ARRAYS = {  # what the file holds: the dtype, and the axes: S steps, B rows, C positions, P prompt tokens
-    "canvas": (np.int32, "SBC"),
-    "draft": (np.int32, "SBC"),
-    "entropy": (np.float32, "SBC"),
-    "log_p": (np.float32, "SBC"),
-    "accepted": (np.bool_, "SBC"),
-    "clamped": (np.bool_, "SBC"),
-    "canvas_index": (np.int32, "S"),
-    "step": (np.int32, "S"),
-    "remaining": (np.int32, "S"),
-    "temperature": (np.float64, "S"),
-    "accepted_count": (np.int32, "S"),
-    "mean_entropy": (np.float64, "S"),
-    "finished": (np.bool_, "S"),
-    "seconds": (np.float64, "S"),
-    "elapsed": (np.float64, "S"),
-    "prompt_ids": (np.int32, "P"),
-}
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A canvas that was committed.
-
-    Attributes:
-        canvas_index: which canvas, from 0; its ids are the draft of its last step.
-        steps: denoising steps it took.
-        token_count: how many of its ids, from the left, belong to the text.
-        text: what it adds to the text.
-        finish_reason: None while more was to come, else "stop" or "length".
-        stats: of the generation up to here; None if the run was recorded as token ids, without text.
-    """
-
-    canvas_index: int
-    steps: int
-    token_count: int
-    text: str
-    finish_reason: str | None
-    stats: Stats | None
+from mlx_dgemma.trace.contents import ABOUT, ARRAYS, DAMAGE, FORMAT, VERSION, Committed, read
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +94,7 @@ class Trace:
         Raises:
             DGemmaError: the file cannot be written there.
         """
-        about = {"format": FORMAT, "version": VERSION, **{name: getattr(self, name) for name in _ABOUT}}
+        about = {"format": FORMAT, "version": VERSION, **{name: getattr(self, name) for name in ABOUT}}
         about["committed"] = [asdict(canvas) for canvas in self.committed]
         about["pieces"] = list(self.pieces.items())  # JSON objects have no integer keys
         about["plan"] = asdict(self.plan)
@@ -152,72 +110,17 @@ class Trace:
             DGemmaError: no such file, a damaged or foreign one, or one of a newer version.
         """
         try:
-            with Path(path).expanduser().open("rb") as file:
-                return _read(cls, file, path)
+            with open_file(Path(os.path.expanduser(path))) as file:
+                return cls(**read(file, path))
         except OSError as error:
             raise DGemmaError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
         except DGemmaError:
             raise
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise DGemmaError(f"{path} is damaged ({first_line(error)}); record the run again") from None
 
 
-# what reading a cut-off or altered archive raises, in zipfile, zlib, NumPy and json
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
-_ABOUT = ("prompt", "settings", "seed", "model_id", "versions", "finish_reason")
 load_trace = Trace.load
-
-
-def _read(kind: type[Trace], file: BinaryIO, path: str | Path) -> Trace:
-    foreign = DGemmaError(f"{path} is not a trace; `dgemma-generate --trace` writes one")
-    if file.read(2) != b"PK":
-        raise foreign
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as content:
-        if "about" not in content:
-            raise foreign
-        about = json.loads(content["about"].tobytes())
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise foreign
-        if about["version"] > VERSION:
-            raise DGemmaError(
-                f"{path} is a trace of version {about['version']}, this package reads {VERSION}; upgrade mlx-dgemma"
-            )
-        arrays = {name: content[name] for name in ARRAYS}
-    _check(arrays)
-    return kind(
-        **arrays,
-        **{name: about[name] for name in _ABOUT},
-        committed=tuple(_committed(**canvas) for canvas in about["committed"]),
-        pieces={int(token): piece for token, piece in about["pieces"]},
-        plan=_plan(**about.get("plan", {})),
-    )
-
-
-def _committed(stats: dict[str, Any] | None, **canvas: Any) -> Committed:
-    return Committed(**canvas, stats=None if stats is None else Stats(**stats))
-
-
-def _plan(given: Any = (), draft: Any = (), noise: float = 0.0, seed: int = 0) -> CanvasPlan:
-    """A plan whose token ids JSON has made lists; ValueError or TypeError if it is none."""
-    texts_or_ids = (value if isinstance(value, str) else _ids(value) for value in (given, draft))
-    return CanvasPlan(*texts_or_ids, float(noise), int(seed))
-
-
-def _ids(tokens: Iterable[Any]) -> tuple[int | None, ...]:
-    return tuple(None if token is None else int(token) for token in tokens)
-
-
-def _check(arrays: dict[str, np.ndarray]) -> None:
-    """Arrays of the right types, whose axes agree; ValueError names the first that is not."""
-    sizes: dict[str, int] = {}
-    for name, (dtype, axes) in ARRAYS.items():
-        array = arrays[name]
-        expected = tuple(sizes.setdefault(axis, n) for axis, n in zip(axes, array.shape, strict=False))
-        if array.dtype != dtype or array.ndim != len(axes) or array.shape != expected:
-            raise ValueError(f"array {name} is {array.dtype} {array.shape}")
-    if not sizes["S"] or (np.diff(arrays["canvas_index"]) < 0).any():
-        raise ValueError("its steps are not those of a run")
 
 
 def replay(trace: Trace, speed: float | None = None) -> Iterator[DenoisingStep | TextCanvas | CommittedCanvas]:

@@ -28,4 +28,4 @@ def run(made: tuple[int, ...], folder: Path) -> bool:
     return refusals.none
 
 
-KIND = Kind("config", make, run, count=80)
+KIND = Kind("config", make, run, count=70)

@@ -2,6 +2,7 @@
 
 import random
 import reprlib
+import resource
 import signal
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+MEMORY = 4 << 30  # bytes that an input may take
 _SHOW = reprlib.Repr()
 _SHOW.maxstring = _SHOW.maxother = 300
 _SHOW.maxlist = _SHOW.maxtuple = _SHOW.maxdict = 30
@@ -108,6 +110,22 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def bounded(nbytes: int = MEMORY) -> Iterator[None]:
+    """Lets this process have so many more bytes of address space, where the operating system can tell and bound it."""
+    sizes = Path("/proc/self/statm")
+    if not sizes.exists():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(sizes.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def made_by(kind: Kind, seed: int) -> Any:
     """The input of a seed: the same on every machine."""
     return kind.make(random.Random(f"{kind.name} {seed}"))
@@ -117,7 +135,7 @@ def attempt(kind: Kind, made: Any) -> bool | BaseException:
     """Whether there was an answer (False: a refusal), or what went wrong."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         try:
-            with deadline(kind.seconds):
+            with bounded(), deadline(kind.seconds):
                 return kind.run(made, Path(folder))
         except KeyboardInterrupt:
             raise

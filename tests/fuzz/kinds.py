@@ -1,7 +1,21 @@
 """All kinds by name; a new one is a module here and an entry below."""
 
-from tests.fuzz import config, headers, prompts, settings, steering, tokenizers
+from tests.fuzz import (
+    chat_templates,
+    config,
+    conversions,
+    headers,
+    journals,
+    options,
+    prompts,
+    settings,
+    steering,
+    tokenizers,
+    traces,
+)
 from tests.fuzz.kind import Kind
 
-MODULES = (prompts, steering, settings, config, headers, tokenizers)
+MODULES = (
+    prompts, steering, settings, options, config, tokenizers, chat_templates, headers, traces, journals, conversions,
+)  # fmt: skip
 KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in MODULES}

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterable
 from typing import Any
 
 DEEP, LONG = "@deep@", "@long@"  # become what Python's own encoder could not write, or nobody could read
@@ -51,33 +52,33 @@ def _edit(content: Any, random: random.Random) -> Any:
     *path, key = random.choice(places[1:]) if len(places) > 1 else (None,)
     if key is None or random.random() < 0.01:
         return atom(random)
-    holder = content
-    for step in path:
-        holder = holder[step]
-    value = holder[key]
-    ways = ["drop", "replace", "replace", "replace", "wrap", "scale", "move", "add"]
-    way = random.choice(ways)
+    holder = _at(content, path)
+    way = random.choice(["drop", "replace", "replace", "replace", "wrap", "scale", "move", "add"])
     if way == "drop":
         del holder[key]
+    elif way == "add" and isinstance(holder, dict):
+        holder[random.choice(["", "x", "__class__", "given", "quantization", "per_layer_config"])] = atom(random)
     elif way == "add":
-        new = random.choice(["", "x", "__class__", "given", "quantization", "per_layer_config", "content"])
-        if isinstance(holder, dict):
-            holder[new] = atom(random)
-        else:
-            holder.insert(key, atom(random))
-    elif way == "wrap":
-        holder[key] = random.choice([[value], {"x": value}, [value, value], str(value), [[[value]]]])
-    elif way == "scale" and type(value) in (int, float):
-        holder[key] = random.choice([-value, value + 1, value - 1, value * 2, value / 2, value * 10**6, float(value)])
+        holder.insert(key, atom(random))
     elif way == "move":
-        other = content
-        for step in random.choice(places):
-            if isinstance(other, dict | list):
-                other = other[step] if step in (other if isinstance(other, dict) else range(len(other))) else other
-        holder[key] = json.loads(json.dumps(other))
+        holder[key] = json.loads(json.dumps(_at(content, random.choice(places))))
     else:
-        holder[key] = atom(random)
+        holder[key] = _changed(holder[key], way, random)
     return content
+
+
+def _at(content: Any, path: Iterable[Any]) -> Any:
+    for step in path:
+        content = content[step]
+    return content
+
+
+def _changed(value: Any, way: str, random: random.Random) -> Any:
+    if way == "wrap":
+        return random.choice([[value], {"x": value}, [value, value], str(value), [[[value]]]])
+    if way == "scale" and type(value) in (int, float):
+        return random.choice([-value, value + 1, value - 1, value * 2, value / 2, value * 10**6, float(value)])
+    return atom(random)
 
 
 def spoiled(data: bytes, random: random.Random) -> bytes:

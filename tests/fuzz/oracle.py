@@ -1,13 +1,19 @@
 """What may happen: a right answer or one line. For the Python interface and for command lines in this process."""
 
+import fcntl
 import hashlib
 import io
 import os
+import pty
+import re
+import struct
 import sys
 import tempfile
+import termios
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,33 +66,69 @@ class Ended:
     err: str
 
 
-def command(main: Callable[[list[str]], int], arguments: Sequence[object], stdin: bytes = b"") -> Ended:
-    """Runs a command's `main` in this process, with its files 1 and 2 caught: libraries in C write there."""
-    kept = os.dup(1), os.dup(2)
-    streams = sys.stdin, sys.stdout, sys.stderr
-    for stream in streams[1:]:
-        stream.flush()
+def command(
+    main: Callable[[list[str]], int], arguments: Sequence[object], stdin: bytes = b"", *, terminal: bool = False
+) -> Ended:
+    """Runs a command's `main` in this process, with its files 1 and 2 caught: libraries in C write there.
+
+    With `terminal` stderr is a terminal of 24 rows, and what it is told to do (colours, moves) is left out of `err`.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
-        try:
-            sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
-            sys.stdout = open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
-            sys.stderr = open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-            try:
-                code = main([str(argument) for argument in arguments])
-            except SystemExit as stop:
-                code = stop.code
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-        finally:
-            sys.stdin, sys.stdout, sys.stderr = streams
-            for number, descriptor in enumerate(kept, 1):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
+        shown = Screen() if terminal else None
+        code = _run(main, arguments, stdin, (out.fileno(), shown.inner if shown else err.fileno()))
         out.seek(0)
         err.seek(0)
-        return Ended(code, out.read(), err.read().decode("utf-8", "replace"))
+        told = shown.content() if shown else err.read()
+        return Ended(code, out.read(), told.decode("utf-8", "replace"))
+
+
+class Screen:
+    """A terminal that somebody reads."""
+
+    def __init__(self) -> None:
+        self._master, self.inner = pty.openpty()
+        fcntl.ioctl(self.inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self._parts: list[bytes] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # the other side hung up
+            while part := os.read(self._master, 65536):
+                self._parts.append(part)
+
+    def content(self) -> bytes:
+        """What was written, without what moves the cursor and chooses colours."""
+        os.close(self.inner)
+        self._reader.join(5)
+        os.close(self._master)
+        told = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", b"".join(self._parts))
+        return told.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _run(main: Callable[[list[str]], int], arguments: Sequence[object], stdin: bytes, files: tuple[int, int]) -> int:
+    """Exit code of a command whose files 1 and 2 are these."""
+    streams, kept = (sys.stdin, sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
+    for stream in streams[1:]:
+        stream.flush()
+    try:
+        for number, descriptor in enumerate(files, 1):
+            os.dup2(descriptor, number)
+        sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
+        sys.stdout = open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        return code
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = streams
+        for number, descriptor in enumerate(kept, 1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
 
 
 def check_ended(ended: Ended) -> bool:

@@ -31,4 +31,4 @@ def run(made: tuple[int, ...], folder: Path) -> bool:
     return refusals.none
 
 
-KIND = Kind("settings", make, run, count=60)
+KIND = Kind("settings", make, run, count=50)

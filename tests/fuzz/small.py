@@ -1,4 +1,4 @@
-"""A checkpoint that is smaller than any, in the published layout, with the embedded one's tokenizer: a text in 10 ms."""
+"""A checkpoint that is smaller than any, in the published layout, with the embedded one's tokenizer."""
 
 import json
 import shutil

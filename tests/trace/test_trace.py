@@ -16,8 +16,9 @@ from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Reques
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases, prefill
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.text.events import TextCanvas
+from mlx_dgemma.trace.contents import ARRAYS
 from mlx_dgemma.trace.recorder import Recorder, record
-from mlx_dgemma.trace.trace import ARRAYS, Trace, load_trace, replay
+from mlx_dgemma.trace.trace import Trace, load_trace, replay
 from tests.conftest import CANVAS, ReplayedNoise
 
 ROOT = Path(__file__).parents[2]
