@@ -40,7 +40,7 @@ def check(engine: Engine, seed: int = 0) -> Soundness:
         raise DGemmaError("--check asks a question, and the checkpoint has no tokenizer files; add tokenizer.json")
     prompt = EMBEDDED if engine.checkpoint == "embedded" else REAL
     run = engine.prepare(Request(prompt, seed=seed))
-    cache, _ = run.prefix()
+    cache = run.prefix().cache
     denoiser, shape = ModelDenoiser(run.model, cache), (1, run.model.config.canvas_length)
     with memory.explained(), memory.wired(run.model.nbytes + cache.nbytes):
         *_, last = denoise_canvas(denoiser, run.settings, run.noise(), shape)  # one step at least

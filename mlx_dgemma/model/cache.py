@@ -13,6 +13,7 @@ one is built; then no denoising step copies the prefix.
 import mlx.core as mx
 
 Buffers = tuple[mx.array | None, mx.array | None]  # keys and values of a layer
+Held = tuple[mx.array | None, mx.array | None, int]  # the same, and how many slots hold the visible prefix
 GROWTH = 4  # a buffer that must grow gets a quarter more than it needs
 
 
@@ -99,6 +100,20 @@ class PrefixCache:
         """Undoes overlays that were never evaluated."""
         for layer, (keys, values) in zip(self.layers, buffers, strict=True):
             layer.keys, layer.values = keys, values
+
+    def held(self) -> list[Held]:
+        """What each layer holds, under names of its own: later writes copy, and do not show."""
+        return [(_handle(layer.keys), _handle(layer.values), layer.length) for layer in self.layers]
+
+    @classmethod
+    def of(cls, windows: list[int | None], held: list[Held], length: int) -> "PrefixCache":
+        """A cache of so many tokens out of what layers held; a full layer may have held more."""
+        cache = cls(windows)
+        cache.length = length
+        for layer, (keys, values, visible) in zip(cache.layers, held, strict=True):
+            layer.keys, layer.values = _handle(keys), _handle(values)
+            layer.length = visible if layer.window is not None else length
+        return cache
 
     def take(self, rows: list[int]) -> "PrefixCache":
         """A cache of its own with these rows of the batch, in this order; a row that is named twice is there twice."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.files import read_file
 from mlx_dgemma.tasks import TASKS
 from mlx_dgemma.terminal.cli import Parser
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
@@ -166,7 +167,7 @@ def read_tools(path: str) -> list[dict[str, Any]]:
         DGemmaError: a file that cannot be read or is none.
     """
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = json.loads(read_file(Path(path).expanduser()))
     except (OSError, ValueError, RecursionError) as error:
         raise DGemmaError(f"{path}: cannot be read as tools ({first_line(error)}); give a JSON file") from None
     tools = content.get("tools") if isinstance(content, dict) else content

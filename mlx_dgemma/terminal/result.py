@@ -53,9 +53,10 @@ def ended(result: GenerationResult) -> str | None:
 
 def summary(result: GenerationResult) -> str:
     """Four lines: prompt, text, steps, memory."""
+    cached = f" ({result.stats.cached_tokens} remembered)" if result.stats.cached_tokens else ""
     stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
     return "\n".join((
-        f"prompt:  {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s",
+        f"prompt:  {stats.prompt_tokens} tokens{cached}, {stats.prompt_tokens_per_second:.1f} tokens/s",
         f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)} and "
         f"{stats.seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s ({result.finish_reason})",
         f"steps:   {steps}, {stats.tokens_per_forward:.1f} tokens per forward",

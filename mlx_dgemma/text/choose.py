@@ -131,7 +131,7 @@ def _read(run: Run, slots: list[_Slot], draws: int) -> list[list[np.ndarray]]:
     canvases = list(dict.fromkeys(slot.canvas for slot in slots))  # slots may share one
     at = [(canvases.index(slot.canvas), position) for slot in slots for position in slot.positions]
     noise, shape = run.noise(), (1, run.model.config.canvas_length)
-    cache = run.prefix()[0].take([0] * len(canvases))
+    cache = run.prefix().cache.take([0] * len(canvases))
     drawn = [
         distributions(run.model, cache, _filled(canvases, mx.array(noise.tokens(shape))), at) for _ in range(draws)
     ]

@@ -7,7 +7,7 @@ print(engine.generate(Request("Why is the sky blue?", seed=7)).text)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.text import choose as choice
 from mlx_dgemma.text.events import GenerationResult, Sample, TextCanvas, collect
 from mlx_dgemma.text.generation import stream_text
+from mlx_dgemma.text.prefixes import PrefixStore
 from mlx_dgemma.text.request import Request
 from mlx_dgemma.text.run import Run, prepare
 from mlx_dgemma.text.samples import stream_batch
@@ -35,12 +36,14 @@ class Engine:
         model: as `load` gives it.
         tokenizer: None for a checkpoint without tokenizer files: token ids in, token ids out.
         checkpoint: the folder or hub repository, or "embedded".
+        prefixes: remembers prompts that were encoded, so that the next turn encodes only what is new; None does not.
         turns: the last ones that ended in calls; their own tokens stand in prompts that go on behind them.
     """
 
     model: DiffusionGemma
     tokenizer: Tokenizer | None
     checkpoint: str = "unnamed"
+    prefixes: PrefixStore | None = None
     turns: Turns = field(default_factory=Turns, repr=False)
 
     @classmethod
@@ -62,7 +65,8 @@ class Engine:
         Raises:
             DGemmaError: what this checkpoint cannot do with it.
         """
-        return prepare(self.model, self.tokenizer, request, self.turns)
+        run = prepare(self.model, self.tokenizer, request, self.turns)
+        return replace(run, prefixes=self.prefixes)
 
     def stream(self, request: Request) -> Iterator[DenoisingStep | TextCanvas]:
         """Writes one text: an event per denoising step and per committed canvas, as they happen.

@@ -12,7 +12,8 @@ from mlx_dgemma.text.reply import ToolCall
 class Stats:
     """Counts, seconds and bytes of a generation so far.
 
-    `tokens` are those of the text, without stop token and padding; `thought_tokens` of them do not show.
+    `tokens` are those of the text, without stop token and padding; `thought_tokens` of them do not show. Of the
+    prompt's tokens `cached_tokens` were remembered and not encoded again.
     """
 
     prompt_tokens: int
@@ -23,10 +24,13 @@ class Stats:
     seconds: float
     peak_memory: int
     thought_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Of those that were encoded."""
+        encoded = self.prompt_tokens - self.cached_tokens
+        return encoded / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def tokens_per_second(self) -> float:

@@ -27,8 +27,8 @@ class _Writer:
 
     def __init__(self, run: Run):
         self.run = run
-        self.cache, seconds = run.prefix()
-        self.transcript, self.noise = Transcript(run, seconds), run.noise()
+        prefix = run.prefix()
+        self.cache, self.noise, self.transcript = prefix.cache, run.noise(), Transcript(run, prefix)
         self.steerings = run.steerings
         self.canvases, self.is_done = 0, False
 

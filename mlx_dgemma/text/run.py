@@ -19,6 +19,7 @@ from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.forced import callable_names, opening_of
 from mlx_dgemma.text.messages import normalised
+from mlx_dgemma.text.prefixes import PrefixStore, turn_ends
 from mlx_dgemma.text.prompts import check_ids, prompt_ids
 from mlx_dgemma.text.reply import ToolCall
 from mlx_dgemma.text.request import CanvasPlan, Prompt, Request
@@ -27,6 +28,15 @@ from mlx_dgemma.text.turns import Turn, Turns
 
 WAITS = "<|tool_response>"  # ends a turn that calls
 MAX_TOKENS = 8192  # of an answer whose length was not given
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A prompt that was encoded: its cache, the seconds that took, and how many of its tokens were remembered."""
+
+    cache: PrefixCache
+    seconds: float
+    cached_tokens: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,7 @@ class Run:
         callable: names of the tools of which one has to be called; none if the model decides.
         rendered: the prompt's ids as the template wrote them, where `ids` hold a turn's own.
         turns: where a turn that ends in calls is kept.
+        prefixes: what remembers prompts that were encoded.
     """
 
     model: DiffusionGemma
@@ -54,6 +65,7 @@ class Run:
     callable: Sequence[str] = ()
     rendered: Sequence[int] = ()
     turns: Turns | None = None
+    prefixes: PrefixStore | None = None
 
     @property
     def max_canvases(self) -> int:
@@ -63,12 +75,15 @@ class Run:
         """The request's own source, or a new one from its seed."""
         return self.request.noise or SeededNoise(self.request.seed, self.model.config.vocab_size)
 
-    def prefix(self) -> tuple[PrefixCache, float]:
-        """The prompt, encoded, and the seconds that took."""
-        began = time.perf_counter()
-        cache = self.model.make_cache()
-        prefill(self.model, mx.array([self.ids]), cache)
-        return cache, time.perf_counter() - began
+    def prefix(self) -> Prefix:
+        """The prompt, encoded, as far as it was not remembered."""
+        began, cached = time.perf_counter(), 0
+        if self.prefixes is None:
+            cache = self.model.make_cache()
+            prefill(self.model, mx.array([self.ids]), cache)
+        else:
+            cache, cached = self.prefixes.prefix(self.model, self.ids, turn_ends(self.tokenizer, self.ids))
+        return Prefix(cache, time.perf_counter() - began, cached)
 
     def keep_turn(self, reply: Sequence[int], calls: Sequence[ToolCall]) -> None:
         """Keeps what the model wrote, up to the token that waits for the results of its calls."""

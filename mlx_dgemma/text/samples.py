@@ -28,11 +28,11 @@ def stream_batch(run: Run) -> Iterator[DenoisingStep | Sample]:
 
 
 def _stream(run: Run) -> Iterator[DenoisingStep | Sample]:
-    cache, seconds = run.prefix()
+    prefix = run.prefix()
     first, vocab_size = run.request.seed, run.model.config.vocab_size
     seeds = range(first, first + run.request.samples)
-    rows = [_Row(seed, SeededNoise(seed, vocab_size), Transcript(run, seconds)) for seed in seeds]
-    active, cache = rows, cache.take([0] * len(rows))
+    rows = [_Row(seed, SeededNoise(seed, vocab_size), Transcript(run, prefix)) for seed in seeds]
+    active, cache = rows, prefix.cache.take([0] * len(rows))
     with memory.wired(run.model.nbytes + cache.nbytes):
         for index in range(run.max_canvases):
             draft = yield from _denoise(run, cache, active, index)

@@ -100,7 +100,7 @@ def _causal(run: Run, ids: list[int]) -> tuple[list[float], list[float]]:
 def _denoised(run: Run, ids: list[int]) -> tuple[list[float], list[float]]:
     """The same by the denoiser: canvas by canvas, a row for each token, which has noise in its place."""
     model, size = run.model, run.model.config.canvas_length
-    noise, cache = run.noise(), run.prefix()[0]
+    noise, cache = run.noise(), run.prefix().cache
     rows = max(1, min(ROWS, memory.total() // 8 // sample_bytes(model, len(run.ids))))
     log_p: list[float] = []
     entropy: list[float] = []

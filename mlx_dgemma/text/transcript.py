@@ -15,7 +15,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.text.endings import StopTexts, repeats
 from mlx_dgemma.text.events import Stats, TextCanvas
 from mlx_dgemma.text.reply import Reply, ReplyParser, ToolCall
-from mlx_dgemma.text.run import Run
+from mlx_dgemma.text.run import Prefix, Run
 from mlx_dgemma.text.template import given_end
 
 NO_OPINION = 0.5  # share of the largest possible entropy, above which a canvas of padding comes from damaged weights
@@ -56,10 +56,10 @@ class Clock:
 
 
 class Transcript:
-    """The text of one run, canvas by canvas; its clock starts when it is made, after a prefill of `prompt_seconds`."""
+    """The text of one run, canvas by canvas; its clock starts when it is made, when the prefix is there."""
 
-    def __init__(self, run: Run, prompt_seconds: float):
-        self.run, self.prompt_seconds = run, prompt_seconds
+    def __init__(self, run: Run, prefix: Prefix):
+        self.run, self._prefix = run, prefix
         self.position = 0  # where the next canvas begins, in tokens of the text with all that is left out of it
         self._count = self._steps = self._canvases = 0
         self._given: Sequence[int | None] = run.given
@@ -149,7 +149,8 @@ class Transcript:
         counts = self._count, self._canvases, self._steps
         measured = self.clock.seconds, mx.get_peak_memory()
         thoughts = 0 if self._reply is None else self._reply.parser.thought_tokens
-        return Stats(len(self.run.ids), self.prompt_seconds, *counts, *measured, thoughts)
+        prefix = self._prefix
+        return Stats(len(self.run.ids), prefix.seconds, *counts, *measured, thoughts, prefix.cached_tokens)
 
 
 class _Reading:
