@@ -69,8 +69,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Grid]:
 def check_usage(args: argparse.Namespace) -> Grid:
     """The grid; fills in the defaults of `args` that depend on other options. DGemmaError for what cannot be meant."""
     grid = parse_grid(args.set)
-    if args.n is not None and args.n < 1:
-        raise DGemmaError(f"--n must be a positive integer, got {args.n}")
+    if args.n is not None and not 0 < args.n < 2**31:
+        raise DGemmaError(f"--n must be a positive integer below 2^31, got {args.n}")
     if args.tasks is None and args.data is None and args.model is not None:
         raise DGemmaError("--model needs questions; give --data or --tasks")
     if args.data is None:

@@ -4,6 +4,7 @@ import json
 import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ ABOUT = ("prompt", "settings", "seed", "model_id", "versions", "finish_reason")
 # what reading a cut-off or altered archive raises, in zipfile, its decompressors, NumPy and json
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, LookupError, TypeError, ValueError,
-    RuntimeError, ArithmeticError, AttributeError, MemoryError,
+    RuntimeError, ArithmeticError, AttributeError, MemoryError, SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 _LARGEST = 4 << 30  # bytes of all arrays: a hundred times the longest run there can be
 _COUNTABLE = 2**62  # what counts and seconds stay below
@@ -157,9 +158,8 @@ def _committed(canvas: dict[str, Any], positions: int) -> Committed:
 def _plan(given: Any = (), draft: Any = (), noise: float = 0.0, seed: int = 0) -> CanvasPlan:
     """A plan whose token ids JSON has made lists; ValueError or TypeError if it is none."""
     texts_or_ids = (value if isinstance(value, str) else _ids(value) for value in (given, draft))
-    plan = CanvasPlan(*texts_or_ids, float(noise), seed)
-    _expect(0 <= plan.noise <= 1, "a share of noise is none")
-    return plan
+    _expect(type(seed) is int and 0 <= float(noise) <= 1, "what a canvas started from is none")
+    return CanvasPlan(*texts_or_ids, float(noise), seed)
 
 
 def _ids(tokens: Iterable[Any]) -> tuple[int | None, ...]:
