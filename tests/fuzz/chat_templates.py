@@ -18,7 +18,9 @@ SECONDS, ALLOWED = 0.7, 10.0  # of rendering; and until it has been told, on a b
 SECRET = "/etc/passwd"
 EXPRESSIONS = (
     "messages", "messages[0]", "messages[0].content", "range(10**9)", "range(99999)", "'a' * 10**9",
-    "'a' * 10**6", "'a' * 3 * 10**6", "'a' * 3 * 10**7", "[0] * 10**9", "10 ** 10 ** 8", "1 / 0", "messages.__class__", "''.__class__.__mro__",
+    "'a' * 10**6",
+    "'a' * 3 * 10**6", "'a' * 3 * 10**7", "[0] * 10**9", "10 ** 10 ** 8", "1 / 0", "messages.__class__",
+    "''.__class__.__mro__",
     "cycler.__init__.__globals__", "lipsum.__globals__['os'].popen('id').read()", "self.__init__.__globals__",
     "namespace.__init__", "x", "none", "messages | map('attr', '__class__') | list", "''|attr('__class__')",
     "'{0.__class__.__mro__}'.format('')", "'%s' % messages", "'%999999999d' % 1", "'a'.center(10**9)",
