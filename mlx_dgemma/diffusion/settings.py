@@ -110,6 +110,11 @@ class GenerationConfig:
         """The fields that were given, by name; the others are defaults."""
         return self._given
 
+    @property
+    def stops(self) -> list[int]:
+        """Ids that end the text; none where nothing says which."""
+        return self.eos_token_id or []
+
     def over(self, base: "GenerationConfig") -> "GenerationConfig":
         """These settings where they were given, `base` elsewhere."""
         merged = {f.name: getattr(base, f.name) for f in fields(self)}
