@@ -1,12 +1,16 @@
 """Command line of the converter. The plan goes to stdout (with --dry-run), all else to stderr."""
 
+from mlx_dgemma.terminal import signals
+
+if __name__ == "__main__":
+    signals.begin()  # before the other imports, which take a moment
+
 import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError, first_line
-from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import Lines, Parser, exit_code
 
 from .recipes import ABOUT, DEFAULT, FLOATS, KEEP, MODES, RECIPES, Format, Rules, parse_override, rules_of

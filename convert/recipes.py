@@ -111,7 +111,7 @@ def parse_override(text: str) -> tuple[str, Format | None]:
         group = int(parts[1]) if len(parts) > 1 and parts[1] else MODES.get(mode, MODES["affine"])[1][0]
         if not pattern or len(parts) > 3:
             raise ValueError
-    except (ValueError, re.error):
+    except (ValueError, re.error, OverflowError, RecursionError):  # a repetition or a nesting beyond `re`
         raise DGemmaError(f"--override {text!r} is not REGEX=BITS[:GROUP[:MODE]], as in 'embed_tokens=6:64'") from None
     return f".*(?:{pattern}).*", None if bits == 16 else Format(bits, group, mode)
 

@@ -42,7 +42,8 @@ def replaced_of(target: Path) -> Path:
 
 def check_apart(source: Path, target: Path) -> None:
     """Refuses a target that holds the source or a file that it links to, and one inside the source."""
-    files = [source.resolve(), *(file.resolve() for file in source.iterdir())]
+    # unlike Path's own, it takes a link to itself as it is
+    files = [Path(os.path.realpath(file)) for file in (source, *source.iterdir())]
     places = (target, partial_of(target), replaced_of(target))
     if any(_is_within(file, place) for file in files for place in places):
         raise DGemmaError(f"{target} holds the source; choose another --mlx-path")

@@ -1,7 +1,8 @@
 """DiffusionGemma, Google's text-diffusion model, on Apple's MLX."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # for type checkers, which take it for true; `typing` would take a moment
 
 if TYPE_CHECKING:
     from mlx_dgemma.checkpoint.loading import load

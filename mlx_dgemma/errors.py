@@ -3,7 +3,8 @@
 import re
 
 LONGEST = 1000  # characters of a message; what it quotes may be a file's whole content
-_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# line breaks, what drives a terminal, and halves of surrogate pairs, which no file takes
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class DGemmaError(ValueError):

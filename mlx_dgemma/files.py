@@ -45,8 +45,10 @@ def check_writable(path: str | Path) -> None:
             raise DGemmaError(f"{path} cannot be written: there is no folder {target.parent}; make it first")
         if target.exists() and not target.is_file():
             raise DGemmaError(f"{path} cannot be written: it is no ordinary file; choose another name")
-        _neighbour(target).touch()
-        _neighbour(target).unlink()
+        try:
+            _neighbour(target).touch()
+        finally:
+            _neighbour(target).unlink(missing_ok=True)
     except OSError as error:
         raise DGemmaError(f"{path} cannot be written: {error.strerror}; choose another place") from None
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from mlx_dgemma.terminal import signals
+
+if __name__ == "__main__":
+    signals.begin()  # before the other imports, which take a moment
+
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -9,7 +14,6 @@ from typing import TYPE_CHECKING
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_writable
 from mlx_dgemma.tasks import is_known
-from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.arguments import Options, parse
 from mlx_dgemma.terminal.cli import exit_code, say
 from mlx_dgemma.terminal.options import REAL
@@ -32,7 +36,7 @@ UNKNOWN = (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    told = "interrupted before the first canvas was begun"
+    told = "interrupted before anything was written"
     return exit_code(lambda: run(*parse(argv)), told, ends_process=argv is None)
 
 
@@ -86,9 +90,9 @@ def _text(engine: Engine, request: Request, options: Options, progress: Progress
             else:
                 progress.step(event)
     except KeyboardInterrupt:
-        signals.hold()
         finish_reason = "interrupted"
     finally:  # whatever ended the run, what was recorded is kept
+        signals.hold()
         progress.clear()
         saved = _save(recorder, options)
     result = collect(done, finish_reason)
@@ -128,6 +132,7 @@ def _choose(engine: Engine, request: Request, options: Options, progress: Progre
     if len(labels) == 1:
         labels *= max(1, options.template.count("{?}"))
     slots = engine.choose_each(request, options.template, labels)
+    signals.hold()  # all is there, and is told
     progress.clear()
     if options.json:
         print(json.dumps({**_known(engine, request), "choices": slots}, ensure_ascii=False))
@@ -148,6 +153,7 @@ def _samples(engine: Engine, request: Request, options: Options, progress: Progr
             samples.append(event)
         else:
             progress.step(event)
+    signals.hold()  # all are there, and are told
     progress.clear()
     if options.json:
         known = _known(engine, request)

@@ -3,6 +3,11 @@
 Table on stdout, errors on stderr; exit 0, 1 (failed), 2 (bad usage).
 """
 
+from mlx_dgemma.terminal import signals
+
+if __name__ == "__main__":
+    signals.begin()  # before the other imports, which take a moment
+
 import argparse
 import json
 import sys
@@ -10,7 +15,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import Parser, exit_code
 from mlx_dgemma.terminal.options import add_model
 

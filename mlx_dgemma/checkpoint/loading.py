@@ -63,6 +63,12 @@ def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Pat
     if not isinstance(path_or_repo, str | Path):
         raise DGemmaError(f"a checkpoint is a folder or a hub repository (owner/name), not {path_or_repo!r}")
     folder = Path(os.path.expanduser(path_or_repo))  # unlike Path's own, it takes "~nobody" as it is
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass  # a repository's name, maybe
+    except OSError as error:
+        raise DGemmaError(f"{folder} cannot be read: {error.strerror}; give a checkpoint folder") from None
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DGemmaError(f"no config.json in {folder}; a checkpoint folder is needed")

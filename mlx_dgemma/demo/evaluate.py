@@ -5,6 +5,11 @@
 Prompts are held out from training. Prints a Markdown table; the last column is the difference in points.
 """
 
+from mlx_dgemma.terminal import signals
+
+if __name__ == "__main__":
+    signals.begin()  # before the other imports, which take a moment
+
 import argparse
 import sys
 from collections.abc import Callable

@@ -3,6 +3,11 @@
 python -m mlx_dgemma.demo.train --output checkpoint --steps 6000
 """
 
+from mlx_dgemma.terminal import signals
+
+if __name__ == "__main__":
+    signals.begin()  # before the other imports, which take a moment
+
 import argparse
 import sys
 from pathlib import Path

@@ -23,6 +23,7 @@ from transformers.models.diffusion_gemma import DiffusionGemmaGenerationConfig
 from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, EOS, PAD, SPECIAL, build_tokenizer, write_tokenizer
 from mlx_dgemma.model.config import published_dialect, read_config
 from mlx_dgemma.tasks import TASKS, examples
+from mlx_dgemma.terminal import signals
 
 CANVAS = 64
 TOKENIZER = build_tokenizer()
@@ -228,7 +229,8 @@ def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
             print(f"{step:5d}  {losses}  {seconds:.2f} s/step", flush=True)
         if step % plan.evaluate_every == 0 or step == plan.steps:
             print(f"{step:5d}  exact match: {quick_scores(model, 16)}", flush=True)
-            save(model, plan.output)
+            with signals.uninterrupted():
+                save(model, plan.output)
     return model
 
 

@@ -16,6 +16,11 @@ Buffers = tuple[mx.array | None, mx.array | None]  # keys and values of a layer
 GROWTH = 4  # a buffer that must grow gets a quarter more than it needs
 
 
+def _handle(array: mx.array | None) -> mx.array | None:
+    """The same array under a name of its own: writing to a slice of one changes all that go by its name."""
+    return None if array is None else array[...]
+
+
 class LayerCache:
     """Keys and values (B, kv_heads, capacity, D) of one layer; the first `length` slots hold the visible prefix."""
 
@@ -88,7 +93,7 @@ class PrefixCache:
 
     def snapshot(self) -> list[Buffers]:
         """The buffers as they are, for `restore`; as long as it is held, the next write copies them."""
-        return [(layer.keys, layer.values) for layer in self.layers]
+        return [(_handle(layer.keys), _handle(layer.values)) for layer in self.layers]
 
     def restore(self, buffers: list[Buffers]) -> None:
         """Undoes overlays that were never evaluated."""

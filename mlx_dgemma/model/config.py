@@ -6,7 +6,7 @@ the result and is not supported is refused by name.
 """
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def _positive_float(
     value = values.get(name, default)
     if value is None:
         raise DGemmaError(f"{section}{name} is missing")
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
         raise DGemmaError(f"{section}{name} is {value!r}, it must be a positive number")
     return float(value)
 

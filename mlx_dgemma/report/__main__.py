@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from mlx_dgemma.terminal import signals
+
+if __name__ == "__main__":
+    signals.begin()  # before the other imports, which take a moment
+
 import argparse
 import os
 import sys

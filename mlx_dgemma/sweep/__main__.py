@@ -1,5 +1,10 @@
 """Command line: the table on stdout, all else on stderr; exit 0, 1 (failed or interrupted), 2 (bad usage)."""
 
+from mlx_dgemma.terminal import signals
+
+if __name__ == "__main__":
+    signals.begin()  # before the other imports, which take a moment
+
 import argparse
 import sys
 from pathlib import Path
@@ -15,7 +20,6 @@ from mlx_dgemma.sweep.show import show
 from mlx_dgemma.sweep.summary import summarise
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
 from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
-from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import Parser, exit_code, say
 from mlx_dgemma.terminal.options import add_model
 
@@ -48,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    told = "interrupted before the first generation"
+    told = "interrupted; the same command goes on with --resume"
     return exit_code(lambda: run(*parse(argv)), told, ends_process=argv is None)
 
 
@@ -65,8 +69,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Grid]:
 def check_usage(args: argparse.Namespace) -> Grid:
     """The grid; fills in the defaults of `args` that depend on other options. DGemmaError for what cannot be meant."""
     grid = parse_grid(args.set)
-    if args.n is not None and args.n < 1:
-        raise DGemmaError(f"--n must be a positive integer, got {args.n}")
+    if args.n is not None and not 0 < args.n < 2**31:
+        raise DGemmaError(f"--n must be a positive integer below 2^31, got {args.n}")
     if args.tasks is None and args.data is None and args.model is not None:
         raise DGemmaError("--model needs questions; give --data or --tasks")
     if args.data is None:
@@ -141,20 +145,23 @@ def carry_out(
     from mlx_dgemma.terminal.start import load_engine
 
     engine = load_engine(args.model, args.dtype, wire=args.wire)
-    from mlx_dgemma.sweep.progress import progress
-    from mlx_dgemma.sweep.runner import Runner
+    with signals.uninterrupted():
+        from mlx_dgemma.sweep.progress import progress
+        from mlx_dgemma.sweep.runner import Runner
 
     runner, left = Runner(engine, _base(args), args.seed), plan[len(rows) :]
     runner.check(left)
-    file = journal.go_on(args.output, nbytes) if nbytes else journal.begin(args.output, grid, description)
+    with signals.uninterrupted():
+        file = journal.go_on(args.output, nbytes) if nbytes else journal.begin(args.output, grid, description)
     with file, progress(len(plan), len(rows)) as bar:
         try:
             for row in runner.rows(left):
-                journal.append(file, row)
-                rows.append(row)
-                bar.update(1)
+                with signals.uninterrupted():
+                    journal.append(file, row)
+                    rows.append(row)
+                    bar.update(1)
         except KeyboardInterrupt:
-            signals.settle()
+            signals.hold()
             return False
     return True
 

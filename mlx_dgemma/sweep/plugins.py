@@ -94,5 +94,5 @@ def _imported(name: str) -> object:
         sys.path.append(here)
     try:
         return import_module(name)
-    except (ImportError, SyntaxError, ValueError, TypeError) as error:
+    except (ImportError, SyntaxError, ValueError, TypeError, RecursionError) as error:
         raise DGemmaError(f"module {name!r} cannot be imported ({first_line(error)})") from None

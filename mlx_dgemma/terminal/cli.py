@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NoReturn, TextIO
 
@@ -62,26 +63,38 @@ def exit_code(run: Callable[[], int], interrupted: str, *, ends_process: bool = 
     """
     with signals.heeded(ends_process=ends_process):
         try:
+            signals.release()
             as_utf8(sys.stdout)
             code = run()
             sys.stdout.flush()
-            signals.check()
+            signals.close()
             return code
         except DGemmaError as error:
             signals.hold()
-            say(f"error: {error}")
+            _end(f"error: {error}")
         except KeyboardInterrupt:
             signals.hold()
-            say(interrupted)
+            _end(interrupted)
             return signals.exit_code()
         except BrokenPipeError:  # the reader of stdout went away, as `head` does
             signals.hold()
-            _give_up_stdout()
+            _end()
         except OSError as error:
             signals.hold()
-            say(f"error: {error}")
-            _give_up_stdout()
+            _end(f"error: {error}")
         return 1
+
+
+def _end(message: str | None = None) -> None:
+    """The last words, if there is still somebody to hear them; both outputs, or Python would complain at its exit."""
+    with suppress(OSError):
+        if message is not None:
+            say(message)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at exit, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def require(*packages: str) -> None:
@@ -94,14 +107,6 @@ def require(*packages: str) -> None:
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise DGemmaError(f"{' and '.join(missing)} {verb} not installed; pip install {' '.join(missing)}")
-
-
-def _give_up_stdout() -> None:
-    """Forgets what cannot be written to stdout: Python would try again at exit, and complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Lines:

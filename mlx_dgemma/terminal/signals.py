@@ -1,17 +1,21 @@
-"""Ctrl-C and SIGTERM end a command at any moment, with the shell's exit codes: 130 and 143.
+"""Ctrl-C, SIGTERM and a terminal's hang-up end a command at any moment, with the shell's exit codes: 130, 143, 129.
 
-Both raise KeyboardInterrupt where the command is, or at the end of what must not be cut in two (`uninterrupted`). One
-that falls into a destructor, which swallows it, is raised again by `check`.
+All raise KeyboardInterrupt where the command is, or at the end of what must not be cut in two (`uninterrupted`). Until
+that has left all calls another signal is not raised, so that it cuts no cleaning up in two either; one that falls into
+a destructor, which swallows it, is raised again by `check`.
 """
 
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+APART = 1.0  # seconds: sooner after one that was raised, another is taken for the same
 
 
 class _State:
@@ -20,10 +24,18 @@ class _State:
     def __init__(self) -> None:
         self.received: int | None = None  # the last signal
         self.is_pending = False  # nobody has dealt with it
+        self.raised_at = -math.inf
         self.held = 0  # how many want none now
 
 
 _state = _State()
+
+
+def begin() -> None:
+    """First thing in a process that is a command: signals wait from here on, while it is imported, for `release`."""
+    _state.held = 1
+    for number in _ours():
+        signal.signal(number, _receive)
 
 
 def exit_code() -> int:
@@ -32,20 +44,30 @@ def exit_code() -> int:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if a signal came that nobody has dealt with."""
-    if _state.is_pending and not _state.held:
-        raise KeyboardInterrupt
-
-
-def settle() -> None:
-    """Says that the signal was dealt with."""
-    _state.is_pending = False
+    """Raises KeyboardInterrupt if a signal came that nobody has dealt with, or is just about to."""
+    if _state.is_pending and not _state.held and time.monotonic() - _state.raised_at > APART:
+        _raise()
 
 
 def hold() -> None:
     """No more of them until the end: what is left is to say what happened."""
     _state.held += 1
-    settle()
+    _state.is_pending = False
+
+
+def release() -> None:
+    """Whoever calls this is ready for a KeyboardInterrupt, and gets the one that has waited."""
+    if _is_main():
+        _state.held = 0
+        check()
+
+
+def close() -> None:
+    """The command is done: no more signals. Raises KeyboardInterrupt if one came that nobody has dealt with."""
+    if _is_main():
+        _state.held += 1
+        if _state.is_pending:
+            _raise()
 
 
 @contextmanager
@@ -61,29 +83,35 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def heeded(*, ends_process: bool) -> Iterator[None]:
-    """Deals with both signals in here, unless whoever started the process has them ignored, as `nohup` does.
+    """Deals with signals in here, from `release` on, unless whoever started the process has them ignored (`nohup`).
 
     Args:
         ends_process: nothing but the interpreter's end follows, in which no signal is of use.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _is_main():
         yield
         return
-    held, before = _state.held, {number: signal.getsignal(number) for number in SIGNALS}
-    ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    hook = sys.unraisablehook
-    settle()
+    before, hook = {number: signal.getsignal(number) for number in _ours()}, sys.unraisablehook
+    held, _state.held, _state.raised_at = _state.held, _state.held + 1, -math.inf
     try:
         sys.unraisablehook = _swallowed
-        for number in ours:
+        for number in before:
             signal.signal(number, _receive)
         yield
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_IGN if ends_process else before[number])
+        _state.held += 1
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if ends_process else handler)
         sys.unraisablehook = hook
-        _state.held = held
-        settle()
+        _state.held, _state.is_pending = held, False
+
+
+def _ours() -> list[int]:
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _receive(number: int, frame: FrameType | None) -> None:
@@ -91,7 +119,14 @@ def _receive(number: int, frame: FrameType | None) -> None:
     check()
 
 
+def _raise() -> None:
+    _state.raised_at = time.monotonic()
+    raise KeyboardInterrupt
+
+
 def _swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
     """Says nothing of an interrupt in a destructor, which `check` raises again."""
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _state.raised_at = -math.inf
+    else:
         sys.__unraisablehook__(unraisable)

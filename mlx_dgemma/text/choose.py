@@ -7,6 +7,7 @@ So a slot takes one row, labels of equal length let all slots share it, and all 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +19,7 @@ from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import softcap
-from mlx_dgemma.text.prompts import encode
+from mlx_dgemma.text.prompts import check_vocabulary, encode
 from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.template import Piece, ending, parse_pieces
 
@@ -57,6 +58,9 @@ def read_choices(run: Run, template: str, labels: Sequence[Sequence[str]], draws
             "template: an answer to read needs an end; leave {} out, and use a checkpoint with a stop token"
         )
     slots = _slots(run.tokenizer, pieces, labels, end, run.model.config.canvas_length)
+    for slot in slots:
+        given = (token for token in slot.canvas if token is not None)
+        check_vocabulary(run.model, chain(given, *slot.tokens))
     with memory.explained():
         p = _read(run, slots, draws)
     return [_softmax(own, _scores(slot, read)) for own, slot, read in zip(labels, slots, p, strict=True)]

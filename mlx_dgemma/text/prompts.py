@@ -1,12 +1,15 @@
 """Prompts to token ids: text through the chat template, messages, ids as they are. What would be lost is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TypeGuard
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.text.request import Message, Prompt
+
+MANY = 1000  # unknown characters that are looked for: a text may have a million, and each takes a moment
 
 
 def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, chat_template: bool = True) -> list[int]:
@@ -54,11 +57,12 @@ def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bo
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown not in ids:
         return ids
-    lost = [c for c in dict.fromkeys(text) if unknown in tokenizer.encode(c, add_special_tokens=False)]
+    strange = (c for c in dict.fromkeys(text) if unknown in tokenizer.encode(c, add_special_tokens=False))
+    lost = list(islice(strange, MANY))
     if not lost:  # the unknown token's own name, spelled out
         return ids
     shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in lost[:5])
-    shown += f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+    shown += f" and {len(lost) - 5}{' or' * (len(lost) == MANY)} more" if len(lost) > 5 else ""
     raise DGemmaError(f"{what} has characters that the checkpoint's tokenizer does not know: {shown}; leave them out")
 
 
@@ -109,12 +113,18 @@ def _apply_chat_template(tokenizer: Tokenizer, messages: list[Message]) -> list[
     return encode(tokenizer, text, "the prompt")
 
 
+def check_vocabulary(model: DiffusionGemma, ids: Iterable[int]) -> None:
+    """Every id is in the model's vocabulary, which a tokenizer's need not be."""
+    size = model.config.vocab_size
+    outside = next((i for i in ids if not 0 <= i < size), None)
+    if outside is not None:
+        raise DGemmaError(f"token id {outside} is outside the vocabulary (0 … {size - 1})")
+
+
 def check_ids(model: DiffusionGemma, ids: Sequence[int]) -> None:
     """Every id is in the vocabulary, and prompt and one canvas fit the positions."""
+    check_vocabulary(model, ids)
     config = model.config
-    outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
-    if outside is not None:
-        raise DGemmaError(f"token id {outside} is outside the vocabulary (0 … {config.vocab_size - 1})")
     if len(ids) + config.canvas_length > config.max_position_embeddings:
         raise DGemmaError(
             f"the prompt has {len(ids)} tokens; with one canvas of {config.canvas_length} that exceeds "

@@ -105,8 +105,8 @@ def _check_bounds(model: DiffusionGemma, request: Request, prompt: int, given: i
     own, room = sample_bytes(model, prompt), memory.total()
     if request.samples > 1 and request.samples * own > room:
         raise DGemmaError(
-            f"{request.samples} samples take about {request.samples * own / 1e9:,.0f} GB, this machine has "
-            f"{room / 1e9:,.0f} GB; ask for at most {max(1, room // own)}"
+            f"{request.samples} samples take about {request.samples * own // 10**9:,} GB, this machine has "
+            f"{room // 10**9:,} GB; ask for at most {max(1, room // own)}"
         )
 
 

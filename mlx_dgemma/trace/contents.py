@@ -4,6 +4,7 @@ import json
 import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -39,7 +40,7 @@ ABOUT = ("prompt", "settings", "seed", "model_id", "versions", "finish_reason")
 # what reading a cut-off or altered archive raises, in zipfile, its decompressors, NumPy and json
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, LookupError, TypeError, ValueError,
-    RuntimeError, ArithmeticError, AttributeError, MemoryError,
+    RuntimeError, ArithmeticError, AttributeError, MemoryError, SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 _LARGEST = 4 << 30  # bytes of all arrays: a hundred times the longest run there can be
 _COUNTABLE = 2**62  # what counts and seconds stay below
@@ -155,14 +156,13 @@ def _committed(canvas: dict[str, Any], positions: int) -> Committed:
 
 def _plan(given: Any = (), draft: Any = (), noise: float = 0.0, seed: int = 0) -> CanvasPlan:
     """A plan whose token ids JSON has made lists; ValueError or TypeError if it is none."""
-    plan = CanvasPlan(
+    _expect(type(seed) is int and 0 <= float(noise) <= 1, "what a canvas started from is none")
+    return CanvasPlan(
         given if isinstance(given, str) else tuple(None if token is None else _count(token) for token in given),
         draft if isinstance(draft, str) else tuple(map(_count, draft)),
         float(noise),
         seed,
     )
-    _expect(0 <= plan.noise <= 1, "a share of noise is none")
-    return plan
 
 
 def _count(value: Any) -> int:

@@ -127,9 +127,9 @@ def spoil(folder: Path, way: str, chance: random.Random) -> None:
     weights = [file for file in sorted(origin.glob("*.safetensors")) if file.is_file() and file.stat().st_size > 8]
     if way == "config":
         path = origin / "config.json"
-        if not path.is_file():
-            return
-        path.write_bytes(mutations.edited(json.loads(path.read_bytes()), (chance.randrange(2**32),)))
+        content = headers.parsed(path.read_bytes()) if path.is_file() else {}
+        if content:
+            path.write_bytes(mutations.edited(content, (chance.randrange(2**32),)))
     elif way == "side":
         name = chance.choice(["generation_config.json", "tokenizer.json", "model.safetensors.index.json", "x.json"])
         (origin / name).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ large that nobody could mean them.
 import os
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from convert.__main__ import main as convert
@@ -32,6 +33,7 @@ NUMBERS = (
 )  # fmt: skip
 HUGE = ("9" * 20, "9" * 400, "9" * 5000, "0x10", "1e308", "4294967296", "9223372036854775808")
 STEPS = ("--max-denoising-steps", "2", "--max-tokens", "16")
+OUTPUTS = ("--trace", "--output", "--plot", "-o", "--png", "--svg", "--gif", "--mlx-path")
 BASE = {
     "generate": ["-m", HERE + "small", "-p", "sort: d b a c", *STEPS],
     "sweep": ["-m", HERE + "small", "--tasks", "roman", "--n", "1", "--max-tokens", "16", "--output", HERE + "o.csv"],
@@ -117,8 +119,8 @@ def run(made: list[str], folder: Path) -> bool:
     finally:
         os.chdir(here)
     done, after = check_ended(ended), state(folder)
-    written = [n for n in before if n == "o.csv" or n.startswith(("torn.csv", "x", "odd", "target"))]
-    check_kept(before, after, written if done else [n for n in written if "--force" in options])
+    written = [value.removeprefix(HERE) for option, value in pairwise(options) if option in OUTPUTS]
+    check_kept(before, after, [*written, *(f"{name}.run.json" for name in written)] if done else ())
     theirs = ("o.csv", "target", "folder/", "x", "odd", "torn.csv")  # what a command may leave when it fails later
     new = [n for n in after if n not in before and not n.startswith(theirs)]
     demand(done or not new, f"written and failed: {new}")

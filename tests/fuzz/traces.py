@@ -123,7 +123,7 @@ def changed(arrays: dict[str, np.ndarray], name: str, way: str, chance: random.R
         if chance.random() < 0.6:  # all that share an axis, so that nothing but emptiness is wrong
             axis, size = chance.choice("SBC"), chance.choice([0, 1, 2])
             for other, (_, axes) in ARRAYS.items():
-                if axis in axes:
+                if axis in axes and arrays[other].ndim == len(axes):
                     arrays[other] = np.take(arrays[other], range(size), axis=axes.index(axis), mode="clip")
             return arrays[name]
         return short

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_dgemma.model.cache import LayerCache
+from mlx_dgemma.model.cache import LayerCache, PrefixCache
 from mlx_dgemma.model.scores import causal_mask
 
 HEADS, DIM = 2, 4
@@ -34,6 +34,20 @@ def test_append_and_overlay_against_a_plain_list(window, operations):
         if operation == "append":
             everything = np.concatenate([everything, np.array(k)], axis=2)
         assert cache.length == min(everything.shape[2], everything.shape[2] if window is None else window - 1)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_an_overlay_that_is_taken_back_is_never_computed(window):
+    """A step is begun ahead of the one that ends the canvas; what is stitched next must not wait for it."""
+    cache, layer = PrefixCache([window]), random_kv(16, 0)
+    cache.layers[0].append(*layer)
+    cache.layers[0].overlay(*random_kv(4, 1))
+    mx.eval(cache.arrays())
+    before = cache.snapshot()
+    kept = [np.array(array) for array in cache.arrays()]
+    cache.layers[0].overlay(*(mx.full((1, HEADS, 4, DIM), float("nan")) for _ in range(2)))
+    cache.restore(before)
+    assert all(np.array_equal(now, was) for now, was in zip(cache.arrays(), kept, strict=True))
 
 
 @pytest.mark.parametrize("window", [None, 4096])

@@ -1,0 +1,31 @@
+"""Reading nothing but files, and names that are none."""
+
+import os
+
+import pytest
+
+from mlx_dgemma import DGemmaError
+from mlx_dgemma.files import check_writable, open_file, read_file
+
+
+def test_a_file_is_read(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("f")
+    assert read_file(tmp_path / "link") == b"abc"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="Not an ordinary file"):
+        open_file(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/", "no/such", "a\x00b", "x" * 5000])
+def test_what_is_no_file(tmp_path, name):
+    with pytest.raises(OSError, match=r"\[Errno"):
+        read_file(tmp_path / name)
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    with pytest.raises(DGemmaError, match="no name of a file"):
+        check_writable(tmp_path / "a\x00b")
