@@ -6,7 +6,7 @@ Source of the rules: transformers, DiffusionGemmaGenerationConfig.validate and E
 import json
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,8 @@ class GenerationConfig:
     acceptance: Acceptance | None = None
     stopping: Stopping | None = None
 
-    if TYPE_CHECKING:
-        _given: frozenset[str]
+    if TYPE_CHECKING:  # set by `__new__`, and no field
+        _given: frozenset[str] = field(init=False)
 
     def __new__(cls, **given: Any) -> "GenerationConfig":
         config = super().__new__(cls)
