@@ -15,7 +15,6 @@ python -m mlx_dgemma.roofline --model FOLDER
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -265,7 +264,3 @@ def _read(model: str | None) -> tuple[ModelConfig, set[str]]:
 
     folder = resolve(model)
     return ModelConfig.from_file(folder / "config.json"), set(by_target(read_headers(folder)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -82,7 +82,7 @@ def exit_code(run: Callable[[], int], interrupted: str, *, ends_process: bool = 
         except OSError as error:
             signals.hold()
             _end(f"error: {error}")
-        return 1
+        return signals.exit_code(otherwise=1)  # a hang-up is followed by errors where something is written
 
 
 def _end(message: str | None = None) -> None:
