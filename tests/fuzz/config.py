@@ -11,6 +11,7 @@ from tests.fuzz.kind import Kind
 from tests.fuzz.oracle import Refusals, check_kept, demand, state
 
 SUBTLE = ("canvas_length", "eos_token_id", "denoiser_trained", "quantization", "generation_config")  # beside a shape
+NUMBERS = (-1, 0, 1, 17, 1000)
 INNER = (
     "sliding_window", "max_position_embeddings", "top_k_experts", "rms_norm_eps", "final_logit_softcapping",
     "rope_parameters", "per_layer_config", "layer_types", "num_hidden_layers",
@@ -28,7 +29,9 @@ def changed(changes: tuple[int, ...]) -> bytes:
         chance = random.Random(seed)
         if seed % 3 == 0:
             name = chance.choice(SUBTLE + INNER)
-            (content["text_config"] if name in INNER else content)[name] = mutations.atom(chance)
+            (content["text_config"] if name in INNER else content)[name] = chance.choice(
+                [mutations.atom(chance), *NUMBERS]
+            )
     return mutations.edited(content, tuple(seed for seed in changes if seed % 3))
 
 
