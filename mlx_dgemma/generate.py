@@ -78,7 +78,7 @@ def _text(engine: Engine, request: Request, options: Options, progress: Progress
     if options.watch:
         from mlx_dgemma.terminal.watch import live_canvas
 
-        stops = request.settings.over(engine.model.generation_config).eos_token_id
+        stops = request.settings.over(engine.model.generation_config).stops
         progress = live_canvas(progress, engine.tokenizer, stops, options.watch_delay)
     done: list[TextCanvas] = []
     finish_reason = None
@@ -178,7 +178,8 @@ def _known(engine: Engine, request: Request) -> dict[str, object]:
 
 def _user(request: Request) -> str:
     """What the user's prompt was."""
-    return request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"]
+    last = request.prompt if isinstance(request.prompt, str) else request.prompt[-1]
+    return str(last["content"] if isinstance(last, dict) else last)
 
 
 if __name__ == "__main__":

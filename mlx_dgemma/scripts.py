@@ -28,7 +28,8 @@ def convert() -> int:
     signals.begin()
     from mlx_dgemma.converter.__main__ import main
 
-    return main()
+    code: int = main()  # unknown to a type checker: only an installed package has a converter
+    return code
 
 
 def report() -> int:

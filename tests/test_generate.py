@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, streams, one-line errors, Ctrl-C."""
 
+import contextlib
 import errno
+import io
 import itertools
 import json
 import os
@@ -16,6 +18,7 @@ import pyte
 import pytest
 
 from mlx_dgemma.checkpoint.loading import EMBEDDED
+from mlx_dgemma.generate import main
 from mlx_dgemma.terminal.progress import ProgressLine, fit, last_row
 from mlx_dgemma.trace.trace import load_trace
 from tests.command import in_process
@@ -120,6 +123,12 @@ def test_failures_are_one_line_and_exit_1(capsys, arguments, complaint):
     code, out, err = in_process(capsys, *arguments)
     assert (code, out) == (1, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and complaint in err
+
+
+def test_a_program_may_put_its_own_stream_in_place_of_stdout():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["roman 3", "--quiet"]) == 0
+    assert out.getvalue() == "III\n"
 
 
 def test_text_for_a_checkpoint_without_tokenizer(capsys, folder):

@@ -51,12 +51,12 @@ class DenoisingStep:
         canvas: ids the step started from.
         draft: argmax ids, what would be committed now.
         entropy: nats per position.
+        log_p: log-probability of the draft's tokens, tempered, nats; of a finished row, when it finished.
         accepted: bool per position.
         accepted_count: positions accepted, over all rows.
         mean_entropy: nats, over all positions.
         finished: whether the canvas is done.
         clamped: bool per position, the ones that a steered canvas keeps fixed; None where nothing is.
-        log_p: log-probability of the draft's tokens, tempered, nats; of a finished row, when it finished.
         finished_rows: by row, whether it is done; () when replayed from a trace, which does not keep it.
     """
 
@@ -67,12 +67,12 @@ class DenoisingStep:
     canvas: mx.array
     draft: mx.array
     entropy: mx.array
+    log_p: mx.array
     accepted: mx.array
     accepted_count: int
     mean_entropy: float
     finished: bool
     clamped: mx.array | None = None
-    log_p: mx.array | None = None
     finished_rows: tuple[bool, ...] = ()
 
 

@@ -6,7 +6,7 @@ Source of the rules: transformers, DiffusionGemmaGenerationConfig.validate and E
 import json
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,8 @@ class GenerationConfig:
     acceptance: Acceptance | None = None
     stopping: Stopping | None = None
 
-    if TYPE_CHECKING:
-        _given: frozenset[str]
+    if TYPE_CHECKING:  # set by `__new__`, and no field
+        _given: frozenset[str] = field(init=False)
 
     def __new__(cls, **given: Any) -> "GenerationConfig":
         config = super().__new__(cls)
@@ -109,6 +109,11 @@ class GenerationConfig:
     def given(self) -> frozenset[str]:
         """The fields that were given, by name; the others are defaults."""
         return self._given
+
+    @property
+    def stops(self) -> list[int]:
+        """Ids that end the text; none where nothing says which."""
+        return self.eos_token_id or []
 
     def over(self, base: "GenerationConfig") -> "GenerationConfig":
         """These settings where they were given, `base` elsewhere."""

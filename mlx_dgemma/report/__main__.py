@@ -65,7 +65,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.columns is not None and args.columns < 2:
         parser.error(f"--columns must be at least 2, got {args.columns}")
     page = _page(args)
-    outputs = [("page", "-o", page)]
+    outputs: list[tuple[str, str, Path | None]] = [("page", "-o", page)]
     outputs += [("picture", f"--{kind}", _beside(vars(args)[kind], page, f".{kind}")) for kind in ("svg", "gif")]
     for what, option, path in outputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(args.trace):
@@ -120,10 +120,10 @@ def _written(trace: Trace, args: argparse.Namespace) -> list[Path]:
         written.append(page)
     if plots is not None:
         written += write_plots(trace, plots)
-    for write, path in pictures:
-        if path is not None:
-            write(trace, path, args.columns)
-            written.append(path)
+    for write, picture in pictures:
+        if picture is not None:
+            write(trace, picture, args.columns)
+            written.append(picture)
     return written
 
 

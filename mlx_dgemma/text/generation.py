@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import host, memory
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.transcript import Committed, Transcript
@@ -35,7 +35,7 @@ def _stream(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
 
 def _committed(event: CommittedCanvas, last: DenoisingStep | None) -> Committed:
     """A canvas of one row, with what its last step knew; none had to be made for one that was given whole."""
-    tokens = event.tokens[0].tolist()
+    tokens = host.ints(event.tokens[0])
     if not event.steps or last is None:
         return Committed(tokens, 0, [0.0] * len(tokens), [0.0] * len(tokens))
-    return Committed(tokens, event.steps, last.log_p[0].tolist(), last.entropy[0].tolist())
+    return Committed(tokens, event.steps, host.floats(last.log_p[0]), host.floats(last.entropy[0]))

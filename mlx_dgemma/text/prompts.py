@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import TypeGuard
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError, first_line
@@ -22,17 +23,20 @@ def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, chat_template: bool 
         raise DGemmaError(f"prompt is a {type(prompt).__name__}; give a text, a list of messages or of token ids")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise DGemmaError("the prompt is empty; give a text, chat messages or token ids")
-    if isinstance(prompt, list) and all(type(item) is int for item in prompt):
+    if _is_ids(prompt):
         return prompt
     if tokenizer is None:
-        _check_messages(prompt)
+        _messages(prompt)
         raise DGemmaError("the checkpoint has no tokenizer files; give the prompt as token ids, or add tokenizer.json")
     if isinstance(prompt, str):
         if not chat_template:
             return encode(tokenizer, prompt, "the prompt", add_special_tokens=True)
         prompt = [{"role": "user", "content": prompt}]
-    _check_messages(prompt)
-    return _apply_chat_template(tokenizer, prompt)
+    return _apply_chat_template(tokenizer, _messages(prompt))
+
+
+def _is_ids(prompt: Prompt) -> TypeGuard[list[int]]:
+    return isinstance(prompt, list) and all(type(item) is int for item in prompt)
 
 
 def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -62,8 +66,9 @@ def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bo
     raise DGemmaError(f"{what} has characters that the checkpoint's tokenizer does not know: {shown}; leave them out")
 
 
-def _check_messages(prompt: str | list[Message]) -> None:
-    """Raises DGemmaError for what is no message, and for what a message holds beside text."""
+def _messages(prompt: Prompt) -> list[Message]:
+    """The messages of a prompt; raises DGemmaError for what is none, and for what one holds beside text."""
+    messages: list[Message] = []
     for number, message in enumerate(prompt if isinstance(prompt, list) else [], 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise DGemmaError('prompt must be a text, a list of {"role", "content"} messages, or a list of token ids')
@@ -80,6 +85,8 @@ def _check_messages(prompt: str | list[Message]) -> None:
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise DGemmaError(f"{where}: content of type {kind!r} is not supported, only text is")
+        messages.append(message)
+    return messages
 
 
 def _arguments(call: object) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
@@ -12,7 +12,7 @@ from mlx_dgemma.errors import DGemmaError
 if TYPE_CHECKING:
     from mlx_dgemma.diffusion.noise import Noise
 
-Message = dict[str, str]
+Message = dict[str, Any]  # JSON: "role", "content", and what a chat template takes beside them
 Prompt = str | list[Message] | list[int]
 MAX_SEED = 2**63 - 1
 
