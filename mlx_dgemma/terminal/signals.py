@@ -43,6 +43,11 @@ def exit_code(otherwise: int = 128 + signal.SIGINT) -> int:
     return otherwise if _state.received is None else 128 + _state.received
 
 
+def came() -> bool:
+    """Whether there was a signal at all."""
+    return _state.received is not None
+
+
 def check() -> None:
     """Raises KeyboardInterrupt if a signal came that nobody has dealt with, or is just about to."""
     if _state.is_pending and not _state.held and time.monotonic() - _state.raised_at > APART:

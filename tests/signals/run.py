@@ -97,7 +97,7 @@ def _start(command: Sequence[str], place: Path, streams: Sequence[Any], on_termi
     own["OMP_NUM_THREADS"] = "1"  # torch's threads would wait for each other
     return subprocess.Popen(
         command, cwd=place, stdin=streams[0], stdout=streams[1], stderr=streams[2], env={**os.environ, **own},
-        preexec_fn=_adopt if on_terminal else _heed,
+        preexec_fn=_adopt if on_terminal else heed,
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ class _Terminal:
         return False
 
 
-def _heed() -> None:
+def heed() -> None:
     """In the child: signals as a shell gives them, whatever the tests' runner ignores; and a group of its own."""
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
@@ -151,7 +151,7 @@ def _heed() -> None:
 
 def _adopt() -> None:
     """The same, with the terminal as its own."""
-    _heed()
+    heed()
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)
 
 

@@ -1,6 +1,7 @@
 """A command's first statement takes signals in hand; what comes before it is Python's, and little."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dgemma.terminal import signals
-from tests.signals.run import ROOT
+from tests.signals.run import ROOT, heed
 
 FILES = (
     "generate.py", "__main__.py", "roofline.py", "bench/__main__.py", "report/__main__.py", "sweep/__main__.py",
@@ -74,3 +75,22 @@ def test_a_signal_before_the_command_is_imported_waits_for_it(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             signals.close()
         assert signals.exit_code() == 130
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_an_interrupt_that_passed_an_exec_has_its_exit_code(number, tmp_path):
+    """Python would end by SIGINT, although it was caught."""
+    (tmp_path / "program.py").write_text("""
+import sys
+from mlx_dgemma.terminal import signals
+from mlx_dgemma.terminal.cli import exit_code
+signals.begin()
+def run():
+    exec("import os, sys; os.kill(os.getpid(), int(sys.argv[1]))")
+sys.exit(exit_code(run, "interrupted", ends_process=True))
+""")
+    command, options = [sys.executable, "-m", "program", str(number)], dict(cwd=tmp_path, preexec_fn=heed, check=False)
+    end = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, **options
+    )
+    assert (end.returncode, end.stderr) == (128 + number, "interrupted\n")
