@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
@@ -93,7 +94,8 @@ def _text(engine: Engine, request: Request, options: Options, progress: Progress
         finish_reason = "interrupted"
     finally:  # whatever ended the run, what was recorded is kept
         signals.hold()
-        progress.clear()
+        with suppress(OSError):  # the terminal may have gone away
+            progress.clear()
         saved = _save(recorder, options)
     result = collect(done, finish_reason)
     if options.json:

@@ -1,7 +1,9 @@
 """The command line as a user meets it: exit codes, streams, one-line errors, Ctrl-C."""
 
 import contextlib
+import errno
 import io
+import itertools
 import json
 import os
 import pty
@@ -17,7 +19,8 @@ import pytest
 
 from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.generate import main
-from mlx_dgemma.terminal.progress import fit, last_row
+from mlx_dgemma.terminal.progress import ProgressLine, fit, last_row
+from mlx_dgemma.trace.trace import load_trace
 from tests.command import in_process
 
 ROOT = Path(__file__).parent.parent
@@ -211,3 +214,16 @@ def test_rows_of_wide_characters():
     assert last_row("first\nsecond line", 6) == " line"
     assert last_row("日本語日本語", 6) == "日本語"
     assert last_row("", 10) == ""
+
+
+def test_a_terminal_that_goes_away_leaves_the_trace(capsys, monkeypatch, tmp_path):
+    cleared = itertools.count()
+
+    def clear(self):
+        if next(cleared):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(ProgressLine, "clear", clear)
+    code, _, err = in_process(capsys, "roman 3", "--quiet", "--trace", str(tmp_path / "run.npz"))
+    assert code == 1 and err == "error: [Errno 5] Input/output error\n"
+    assert len(load_trace(tmp_path / "run.npz").step) >= 1

@@ -74,8 +74,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes what was asked for, prints the paths, plays the run; the exit code."""
-    # Late, so that --help and a mistyped option answer at once.
-    from mlx_dgemma.trace.trace import load_trace
+    with signals.uninterrupted():  # late, so that --help and a mistyped option answer at once
+        from mlx_dgemma.trace.trace import load_trace
 
     _check_packages(args)
     trace = load_trace(args.trace)
@@ -102,10 +102,11 @@ def _check_packages(args: argparse.Namespace) -> None:
 
 def _written(trace: Trace, args: argparse.Namespace) -> list[Path]:
     """Writes the files, if all of them can be written; their paths."""
-    from mlx_dgemma.report.gif import write_gif
-    from mlx_dgemma.report.page import write_report
-    from mlx_dgemma.report.plots import names, write_plots
-    from mlx_dgemma.report.svg import write_svg
+    with signals.uninterrupted():
+        from mlx_dgemma.report.gif import write_gif
+        from mlx_dgemma.report.page import write_report
+        from mlx_dgemma.report.plots import names, write_plots
+        from mlx_dgemma.report.svg import write_svg
 
     page, written = _page(args), []
     plots = _beside(args.png, page, "")

@@ -62,27 +62,34 @@ def exit_code(run: Callable[[], int], interrupted: str, *, ends_process: bool = 
         ends_process: whether the process ends when this returns.
     """
     with signals.heeded(ends_process=ends_process):
-        try:
-            signals.release()
-            as_utf8(sys.stdout)
-            code = run()
-            sys.stdout.flush()
-            signals.close()
-            return code
-        except DGemmaError as error:
-            signals.hold()
-            _end(f"error: {error}")
-        except KeyboardInterrupt:
-            signals.hold()
-            _end(interrupted)
-            return signals.exit_code()
-        except BrokenPipeError:  # the reader of stdout went away, as `head` does
-            signals.hold()
-            _end()
-        except OSError as error:
-            signals.hold()
-            _end(f"error: {error}")
-        return 1
+        code = _code(run, interrupted)
+    if ends_process and signals.came():
+        os._exit(code)  # Python would end by SIGINT if one passed an `exec` of a text, as dataclasses have
+    return code
+
+
+def _code(run: Callable[[], int], interrupted: str) -> int:
+    try:
+        signals.release()
+        as_utf8(sys.stdout)
+        code = run()
+        sys.stdout.flush()
+        signals.close()
+        return code
+    except DGemmaError as error:
+        signals.hold()
+        _end(f"error: {error}")
+    except KeyboardInterrupt:
+        signals.hold()
+        _end(interrupted)
+        return signals.exit_code()
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        signals.hold()
+        _end()
+    except OSError as error:
+        signals.hold()
+        _end(f"error: {error}")
+    return signals.exit_code(otherwise=1)  # a hang-up is followed by errors where something is written
 
 
 def _end(message: str | None = None) -> None:

@@ -14,7 +14,7 @@ from tests.fuzz import mutations, texts
 from tests.fuzz.kind import Kind
 from tests.fuzz.oracle import Refusals, demand
 
-SECONDS, ALLOWED = 0.7, 4.0  # of rendering; and until it has been told, on a busy machine
+SECONDS, ALLOWED = 0.7, 10.0  # of rendering; and until it has been told, on a busy machine
 SECRET = "/etc/passwd"
 EXPRESSIONS = (
     "messages", "messages[0]", "messages[0].content", "range(10**9)", "range(99999)", "'a' * 10**9",
@@ -75,10 +75,12 @@ def run(made: str, folder: Path) -> bool:
     seconds = time.monotonic() - began
     demand(seconds < ALLOWED, f"{seconds:.1f} s")
     demand(len(told) <= max(2_000_000, 24 * (len(made) + 500)), f"{len(told):,} characters")
-    secrets = re.findall(r"root:x:|<class '|<module|<built-in|0x7f[0-9a-f]{6}|uid=\d", told)
+    secrets = re.findall(r"root:x:|<class '(?!jinja2)|<module|<built-in|0x7f[0-9a-f]{6}|uid=\d", told)
     demand(not secrets or any(s in made for s in secrets), f"it saw {secrets[:3]}")
     check_processes(before)
+    worker().seconds = 10.0  # in which an interpreter starts on any machine
     demand(worker().render("{{ a }}", {"a": "é<"}) == "é<", "the next template fails")
+    worker().seconds = SECONDS
     demand(not list(folder.iterdir()), "a template wrote a file")
     return refusals.none
 

@@ -149,4 +149,4 @@ def spoil(folder: Path, way: str, chance: random.Random) -> None:
         weights[0].write_bytes(struct.pack("<Q", length) + header + data[: len(data) - (not broken)])
 
 
-KIND = Kind("conversions", make, run, count=30, smaller=smaller, seconds=20.0)
+KIND = Kind("conversions", make, run, count=30, smaller=smaller, seconds=60.0)
