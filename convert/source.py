@@ -175,7 +175,12 @@ def _group(named: dict[str, TensorInfo], quantization: dict[str, Any] | None) ->
             options = own if isinstance(own, dict) else quantization
             format = Format(options["bits"], options["group_size"], options.get("mode", "affine"))
             shape = (*info.shape[:-1], info.shape[-1] * 32 // format.bits)
-            tensors[target] = SourceTensor(info, shape, named[f"{path}.scales"], named.get(f"{path}.biases"), format)
+            scales, biases = named[f"{path}.scales"], named.get(f"{path}.biases")
+            groups = (*shape[:-1], shape[-1] // format.group_size)
+            parts = (scales, biases) if format.mode == "affine" else (scales,)
+            if any(part is None or part.shape != groups for part in parts):
+                raise DGemmaError(f"{info.file}: {path} lacks scales or biases of shape {groups}; download it again")
+            tensors[target] = SourceTensor(info, shape, scales, biases, format)
     return tensors
 
 

@@ -26,7 +26,7 @@ def sweep() -> int:
 
 def convert() -> int:
     signals.begin()
-    from mlx_dgemma.converter.__main__ import main  # type: ignore[import-not-found]  # convert/, once it is installed
+    from mlx_dgemma.converter.__main__ import main  # type: ignore[import-not-found]  # `convert/` until it is installed
 
     code: int = main()
     return code

@@ -55,6 +55,10 @@ def _refused(why: str) -> DGemmaError:
     return DGemmaError(f"the chat template refuses these messages: {why}")
 
 
+def _too_large(size: int) -> DGemmaError:
+    return DGemmaError(f"the chat template makes more than {size:,} characters; use another checkpoint's")
+
+
 class Worker:
     """A process that renders templates, one at a time; started when it is needed, and again when it was stopped."""
 
@@ -69,10 +73,13 @@ class Worker:
             request = json.dumps({"source": source, "variables": variables}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise _refused(f"they are not JSON ({error})") from None
+        size = max(self.size, 4 * len(request))
         with self._lock:
-            answer = self._ask(request, max(self.size, 4 * len(request)))
+            answer = self._ask(request, size)
         if "error" in answer:
             raise _refused(answer["error"])
+        if len(answer["text"]) > size:
+            raise _too_large(size)
         return answer["text"]
 
     def close(self) -> None:
@@ -110,7 +117,7 @@ class Worker:
                     raise DGemmaError("the chat template ended the process that rendered it; use another checkpoint's")
                 line += part
             if len(line) > 6 * size:  # as JSON, a character takes up to six bytes
-                raise DGemmaError(f"the chat template makes more than {size:,} characters; use another checkpoint's")
+                raise _too_large(size)
         return bytes(line)
 
     def _start(self) -> tuple[subprocess.Popen[bytes], BufferedReader, IO[bytes]]:
