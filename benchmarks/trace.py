@@ -59,7 +59,7 @@ def long_run(engine: Engine) -> tuple[float, float, float]:
         ids = mx.array(random.integers(0, VOCABULARY, shape, np.int32))
         event = DenoisingStep(
             index // STEPS, index % STEPS + 1, STEPS - index % STEPS, 0.5, ids, ids, mx.array(random.random(shape)),
-            ids > 0, POSITIONS, 0.5, index % STEPS + 1 == STEPS,
+            mx.zeros(shape), ids > 0, POSITIONS, 0.5, index % STEPS + 1 == STEPS,
         )  # fmt: skip
         mx.eval(event.entropy, event.accepted)
         costs.append(seconds(lambda event=event: recorder.add(event)))

@@ -53,7 +53,7 @@ def check_writable(path: str | Path) -> None:
         raise DGemmaError(f"{path} cannot be written: {error.strerror}; choose another place") from None
 
 
-def write_whole(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` with an open file, which takes its name only when complete; what stood there stays until then.
 
     Raises:

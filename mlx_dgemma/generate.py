@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
@@ -77,7 +78,7 @@ def _text(engine: Engine, request: Request, options: Options, progress: Progress
     if options.watch:
         from mlx_dgemma.terminal.watch import live_canvas
 
-        stops = request.settings.over(engine.model.generation_config).eos_token_id
+        stops = request.settings.over(engine.model.generation_config).stops
         progress = live_canvas(progress, engine.tokenizer, stops, options.watch_delay)
     done: list[TextCanvas] = []
     finish_reason = None
@@ -93,7 +94,8 @@ def _text(engine: Engine, request: Request, options: Options, progress: Progress
         finish_reason = "interrupted"
     finally:  # whatever ended the run, what was recorded is kept
         signals.hold()
-        progress.clear()
+        with suppress(OSError):  # the terminal may have gone away
+            progress.clear()
         saved = _save(recorder, options)
     result = collect(done, finish_reason)
     if options.json:
@@ -188,7 +190,8 @@ def _known(engine: Engine, request: Request) -> dict[str, object]:
 
 def _user(request: Request) -> str:
     """What the user's prompt was."""
-    return request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"]
+    last = request.prompt if isinstance(request.prompt, str) else request.prompt[-1]
+    return str(last["content"] if isinstance(last, dict) else last)
 
 
 if __name__ == "__main__":

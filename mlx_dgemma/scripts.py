@@ -26,9 +26,10 @@ def sweep() -> int:
 
 def convert() -> int:
     signals.begin()
-    from mlx_dgemma.converter.__main__ import main
+    from mlx_dgemma.converter.__main__ import main  # type: ignore[import-not-found]  # `convert/` until it is installed
 
-    return main()
+    code: int = main()
+    return code
 
 
 def report() -> int:

@@ -1,5 +1,9 @@
 """The command line as a user meets it: exit codes, streams, one-line errors, Ctrl-C."""
 
+import contextlib
+import errno
+import io
+import itertools
 import json
 import os
 import pty
@@ -14,7 +18,9 @@ import pyte
 import pytest
 
 from mlx_dgemma.checkpoint.loading import EMBEDDED
-from mlx_dgemma.terminal.progress import fit, last_row
+from mlx_dgemma.generate import main
+from mlx_dgemma.terminal.progress import ProgressLine, fit, last_row
+from mlx_dgemma.trace.trace import load_trace
 from tests.command import in_process
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +125,12 @@ def test_failures_are_one_line_and_exit_1(capsys, arguments, complaint):
     assert err.startswith("error: ") and err.count("\n") == 1 and complaint in err
 
 
+def test_a_program_may_put_its_own_stream_in_place_of_stdout():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["roman 3", "--quiet"]) == 0
+    assert out.getvalue() == "III\n"
+
+
 def test_text_for_a_checkpoint_without_tokenizer(capsys, folder):
     code, _, err = in_process(capsys, "--model", str(folder), "--prompt", "x")
     assert code == 1 and err.count("\n") == 1 and "no tokenizer files" in err
@@ -202,3 +214,16 @@ def test_rows_of_wide_characters():
     assert last_row("first\nsecond line", 6) == " line"
     assert last_row("日本語日本語", 6) == "日本語"
     assert last_row("", 10) == ""
+
+
+def test_a_terminal_that_goes_away_leaves_the_trace(capsys, monkeypatch, tmp_path):
+    cleared = itertools.count()
+
+    def clear(self):
+        if next(cleared):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(ProgressLine, "clear", clear)
+    code, _, err = in_process(capsys, "roman 3", "--quiet", "--trace", str(tmp_path / "run.npz"))
+    assert code == 1 and err == "error: [Errno 5] Input/output error\n"
+    assert len(load_trace(tmp_path / "run.npz").step) >= 1

@@ -8,7 +8,7 @@ import subprocess
 import mlx.core as mx
 
 from mlx_dgemma import __version__
-from mlx_dgemma.model import memory, trust
+from mlx_dgemma.model import host, memory, trust
 
 NAX = (17, (26, 2))  # the first GPU generation (M5) and macOS with MLX's neural accelerator kernels
 
@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
         "power": _power_mode(),
         "accelerators": _accelerators(str(info.get("architecture", "")), release),
         "wired limit": _wired_limit(),
-        "versions": f"mlx-dgemma {__version__}, mlx {mx.__version__}, Python {platform.python_version()}",
+        "versions": f"mlx-dgemma {__version__}, mlx {host.MLX_VERSION}, Python {platform.python_version()}",
         "MLX switches": ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("MLX_")),
         "distrusted": ", ".join(trust.distrusted()),
     }

@@ -15,13 +15,13 @@ python -m mlx_dgemma.roofline --model FOLDER
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_dgemma.bench.chips import CHIPS, Chip
 from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import Parser, exit_code
 
 FLOAT_BITS = 16
@@ -260,12 +260,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(model: str | None) -> tuple[ModelConfig, set[str]]:
-    from mlx_dgemma.checkpoint.headers import by_target, read_headers  # late, with the next: --help answers at once
-    from mlx_dgemma.checkpoint.loading import resolve
+    with signals.uninterrupted():  # late, so that --help answers at once
+        from mlx_dgemma.checkpoint.headers import by_target, read_headers
+        from mlx_dgemma.checkpoint.loading import resolve
 
     folder = resolve(model)
     return ModelConfig.from_file(folder / "config.json"), set(by_target(read_headers(folder)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

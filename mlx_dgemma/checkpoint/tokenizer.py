@@ -263,7 +263,8 @@ class SentencePieceTokenizer(_FromFiles):
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text in which a control token that is spelled out is text like any other."""
-        return self.processor.encode(text)
+        ids: list[int] = self.processor.encode(text)
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
@@ -288,6 +289,7 @@ def load_tokenizer(folder: Path) -> FastTokenizer | SentencePieceTokenizer | Non
     Raises:
         DGemmaError: files that cannot be read.
     """
+    kinds: dict[str, type[FastTokenizer] | type[SentencePieceTokenizer]]
     kinds = {JSON: FastTokenizer, SENTENCEPIECE: SentencePieceTokenizer}
     for name, kind in kinds.items():
         if (folder / name).is_file():

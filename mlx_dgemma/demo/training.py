@@ -9,9 +9,10 @@ loss with weight 1. Seeded: the same steps and thread count make the same checkp
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,9 +66,8 @@ def model_config() -> DiffusionGemmaConfig:
         "patch_size": 4,
         "position_embedding_size": 16,
     }
-    return DiffusionGemmaConfig(
-        text_config=text, vision_config=vision, canvas_length=CANVAS, eos_token_id=[EOS, END_OF_TURN]
-    )
+    top: dict[str, Any] = {"canvas_length": CANVAS, "eos_token_id": [EOS, END_OF_TURN]}
+    return DiffusionGemmaConfig(text_config=text, vision_config=vision, **top)
 
 
 def encode_prompt(prompt: str) -> list[int]:
@@ -108,7 +108,7 @@ def batches(seed: int, batch_size: int, stitched_share: float) -> Iterator[Batch
 def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[Tensor, Tensor]:
     """Denoiser loss and encoder loss (nats per token)."""
     prefix, mask, clean = batch
-    vocabulary = model.config.text_config.vocab_size
+    vocabulary: int = model.config.get_text_config().vocab_size
     cache = DynamicCache(config=model.config.get_text_config())
     hidden = model.model.encoder(input_ids=prefix, attention_mask=mask, past_key_values=cache).last_hidden_state
     cap = model.final_logit_softcapping
@@ -121,12 +121,13 @@ def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple
     visible = torch.nn.functional.pad(mask, (0, CANVAS), value=True)
 
     def denoise(previous: Tensor | None) -> Tensor:
-        return model(
+        logits: Tensor = model(
             decoder_input_ids=noisy,
             past_key_values=cache,
             decoder_attention_mask=visible,
             self_conditioning_logits=previous,
         ).logits
+        return logits
 
     previous = None
     if torch.rand(()) < 0.5:
@@ -139,11 +140,11 @@ def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalised updates (Jordan 2024, "Muon"), for matrices and stacks of expert matrices."""
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.95):
+    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]  # without torch's closure, which nothing here gives
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]

@@ -6,7 +6,7 @@ Source of the rules: transformers, DiffusionGemmaGenerationConfig.validate and E
 import json
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,15 +61,15 @@ class GenerationConfig:
     acceptance: Acceptance | None = None
     stopping: Stopping | None = None
 
-    if TYPE_CHECKING:
-        _given: frozenset[str]
+    if TYPE_CHECKING:  # set by `__new__`, and no field
+        _given: frozenset[str] = field(init=False)
 
     def __new__(cls, **given: Any) -> "GenerationConfig":
         config = super().__new__(cls)
         object.__setattr__(config, "_given", frozenset(given))
         return config
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _positive_int("max_new_tokens", self.max_new_tokens)
         _positive_int("max_denoising_steps", self.max_denoising_steps)
         for name in ("t_min", "t_max"):
@@ -109,6 +109,11 @@ class GenerationConfig:
     def given(self) -> frozenset[str]:
         """The fields that were given, by name; the others are defaults."""
         return self._given
+
+    @property
+    def stops(self) -> list[int]:
+        """Ids that end the text; none where nothing says which."""
+        return self.eos_token_id or []
 
     def over(self, base: "GenerationConfig") -> "GenerationConfig":
         """These settings where they were given, `base` elsewhere."""
@@ -152,7 +157,8 @@ class GenerationConfig:
 
 
 # `__new__` hides the fields from `help` and completion
-GenerationConfig.__signature__ = Signature(list(signature(GenerationConfig.__init__).parameters.values())[1:])
+_fields = Signature(list(signature(GenerationConfig.__init__).parameters.values())[1:])
+GenerationConfig.__signature__ = _fields  # type: ignore[attr-defined]  # what `inspect` looks for; no field
 _DEFAULTS = {f.name: f.default for f in fields(GenerationConfig)}
 
 

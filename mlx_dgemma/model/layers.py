@@ -20,10 +20,11 @@ def softcap(x: mx.array, cap: float) -> mx.array:
 
 def rope(head_dim: int, parameters: dict[str, Any]) -> "nn.RoPE | ProportionalRoPE":
     """Rotary embedding, split-half, by the `rope_parameters` of a layer's kind."""
+    theta = float(parameters["rope_theta"])  # JSON may spell it as an integer, of which MLX takes small ones only
     if parameters["rope_type"] == "default":
-        return nn.RoPE(head_dim, base=parameters["rope_theta"])
+        return nn.RoPE(head_dim, base=theta)
     rotated = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
-    return ProportionalRoPE(head_dim, rotated, parameters["rope_theta"])
+    return ProportionalRoPE(head_dim, rotated, theta)
 
 
 class ProportionalRoPE(nn.Module):

@@ -65,7 +65,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.columns is not None and args.columns < 2:
         parser.error(f"--columns must be at least 2, got {args.columns}")
     page = _page(args)
-    outputs = [("page", "-o", page)]
+    outputs: list[tuple[str, str, Path | None]] = [("page", "-o", page)]
     outputs += [("picture", f"--{kind}", _beside(vars(args)[kind], page, f".{kind}")) for kind in ("svg", "gif")]
     for what, option, path in outputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(args.trace):
@@ -74,8 +74,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes what was asked for, prints the paths, plays the run; the exit code."""
-    # Late, so that --help and a mistyped option answer at once.
-    from mlx_dgemma.trace.trace import load_trace
+    with signals.uninterrupted():  # late, so that --help and a mistyped option answer at once
+        from mlx_dgemma.trace.trace import load_trace
 
     _check_packages(args)
     trace = load_trace(args.trace)
@@ -102,10 +102,11 @@ def _check_packages(args: argparse.Namespace) -> None:
 
 def _written(trace: Trace, args: argparse.Namespace) -> list[Path]:
     """Writes the files, if all of them can be written; their paths."""
-    from mlx_dgemma.report.gif import write_gif
-    from mlx_dgemma.report.page import write_report
-    from mlx_dgemma.report.plots import names, write_plots
-    from mlx_dgemma.report.svg import write_svg
+    with signals.uninterrupted():
+        from mlx_dgemma.report.gif import write_gif
+        from mlx_dgemma.report.page import write_report
+        from mlx_dgemma.report.plots import names, write_plots
+        from mlx_dgemma.report.svg import write_svg
 
     page, written = _page(args), []
     plots = _beside(args.png, page, "")
@@ -119,10 +120,10 @@ def _written(trace: Trace, args: argparse.Namespace) -> list[Path]:
         written.append(page)
     if plots is not None:
         written += write_plots(trace, plots)
-    for write, path in pictures:
-        if path is not None:
-            write(trace, path, args.columns)
-            written.append(path)
+    for write, picture in pictures:
+        if picture is not None:
+            write(trace, picture, args.columns)
+            written.append(picture)
     return written
 
 

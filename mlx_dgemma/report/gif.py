@@ -14,7 +14,7 @@ from mlx_dgemma.trace.trace import Trace
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 WIDTH, NARROW, MARGIN, TITLE, HEADING = 720, 480, 24, 20, 14  # pixels; narrow where columns are given and few
 STEP, LAST = 300, 3000  # milliseconds that a frame is shown, and the last one
@@ -99,11 +99,11 @@ def _palette() -> "Image":
     return image
 
 
-def _font(size: float, weight: str = "") -> "FreeTypeFont":
+def _font(size: float, weight: str = "") -> "FreeTypeFont | ImageFont":
     """DejaVu Sans Mono, which matplotlib brings; else Pillow's own."""
     from PIL import ImageFont
 
     found = find_spec("matplotlib")
-    folder = Path(found.submodule_search_locations[0] if found else "") / "mpl-data/fonts/ttf"
-    path = folder / f"DejaVuSansMono{weight and f'-{weight}'}.ttf"
+    places = found.submodule_search_locations if found else None
+    path = Path(places[0] if places else "") / f"mpl-data/fonts/ttf/DejaVuSansMono{weight and f'-{weight}'}.ttf"
     return ImageFont.truetype(path, size) if path.is_file() else ImageFont.load_default(size)

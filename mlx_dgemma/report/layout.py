@@ -18,13 +18,14 @@ ROWS, MAX_PITCH = 6, 44  # rows that a smaller font is taken for; columns are no
 
 def frames(trace: Trace) -> list[Frame]:
     """What is drawn at every step, of the first sample: padding is a faint dot, behind the text it is nothing."""
-    texts, ends, found = RecordedTexts(trace), stops(trace), []
+    texts, ends = RecordedTexts(trace), stops(trace)
+    found: list[Frame] = []
     texts.update((token, PADDING) for token, piece in trace.pieces.items() if piece == "<pad>")
     for step in range(len(trace.step)):
         clamped = trace.clamped[step, 0].tolist()
         states = levels(trace.entropy[step, 0].tolist(), trace.accepted[step, 0].tolist(), clamped)
-        cells = drawn(trace.draft[step, 0].tolist(), states, clamped, texts, ends)
-        cells = [DOT if text == PADDING else (text, *state) for text, *state in cells]
+        shown = drawn(trace.draft[step, 0].tolist(), states, clamped, texts, ends)
+        cells = [DOT if cell[0] == PADDING else cell for cell in shown]
         while cells and cells[-1] == DOT:
             cells.pop()
         found.append(tuple(cells))
@@ -42,7 +43,7 @@ def chosen(shown: list[Frame], count: int = 4) -> list[int]:
     for part in range(1, count - 1):
         wanted = doubts[0] + (doubts[-1] - doubts[0]) * part / (count - 1)
         left = range(picked[-1] + 1, len(differ) - (count - 1 - part))
-        picked.append(min(left, key=lambda i, wanted=wanted: abs(doubts[i] - wanted)))
+        picked.append(min(left, key=[abs(doubt - wanted) for doubt in doubts].__getitem__))
     return [differ[i] for i in (*picked, len(differ) - 1)]
 
 

@@ -87,7 +87,7 @@ def _content(trace: Trace) -> dict[str, Any]:
 
 
 def _base64(array: np.ndarray, dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype)).decode()
+    return base64.b64encode(np.asarray(array, dtype).tobytes()).decode()
 
 
 def _finite(value: float) -> float | None:

@@ -48,4 +48,4 @@ def play(trace: Trace, speed: float | None = None) -> None:
 def _waits(trace: Trace, speed: float | None) -> list[float]:
     """Seconds that each step is shown; a damaged trace may have any numbers there."""
     seconds = np.clip(np.nan_to_num(trace.seconds), 0, MOST)
-    return np.clip(seconds / (speed or 1), LEAST if speed is None else 0.0, MOST).tolist()
+    return [float(wait) for wait in np.clip(seconds / (speed or 1), LEAST if speed is None else 0.0, MOST)]

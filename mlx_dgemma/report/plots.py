@@ -1,6 +1,7 @@
 """A trace as PNG: a heat map by step and position, and curves by step. Needs matplotlib (the `plots` extra)."""
 
 import warnings
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def write_plots(trace: Trace, prefix: str | Path) -> list[Path]:
     with warnings.catch_warnings():  # a prompt may have characters that the font lacks; they are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for name, figure in figures:
-            write_whole(name, lambda file, figure=figure: figure.savefig(file, dpi=DPI, format="png"))
+            write_whole(name, partial(figure.savefig, dpi=DPI, format="png"))
     return names(trace, prefix)
 
 
@@ -59,14 +60,15 @@ def heat_map(trace: Trace, row: int = 0) -> "Figure":
     state = np.where(trace.clamped[:, row], 2, trace.accepted[:, row]).T
     figure, axes = _figure(trace, 2, (9, 8))
     extent = (0.5, len(trace.step) + 0.5, entropy.shape[0] - 0.5, -0.5)
-    shown = dict(aspect="auto", interpolation="nearest", extent=extent)
     colours = LinearSegmentedColormap.from_list("heat", HEAT).with_extremes(bad="#808080")
     places = np.linspace(0, 1, len(SCALE))
-    scale = lambda nats: np.interp(nats, SCALE, places), lambda place: np.interp(place, places, SCALE)
-    image = axes[0].imshow(entropy, cmap=colours, norm=FuncNorm(scale, 0, SCALE[-1], clip=True), **shown)
+    scale = partial(np.interp, xp=SCALE, fp=places), partial(np.interp, xp=places, fp=SCALE)
+    norm = FuncNorm(scale, 0, SCALE[-1], clip=True)
+    image = axes[0].imshow(entropy, colours, norm, aspect="auto", interpolation="nearest", extent=extent)
     bar = figure.colorbar(image, ax=axes[0], label="entropy, nats", pad=0.015, ticks=SCALE)
     bar.ax.set_yticklabels([*(f"{nats:g}" for nats in SCALE[:-1]), f"≥ {SCALE[-1]:g}"])
-    axes[1].imshow(state, cmap=ListedColormap([REJECTED, ACCEPTED, CLAMPED]), vmin=-0.5, vmax=2.5, **shown)
+    states = ListedColormap([REJECTED, ACCEPTED, CLAMPED])
+    axes[1].imshow(state, states, vmin=-0.5, vmax=2.5, aspect="auto", interpolation="nearest", extent=extent)
     marks = [Patch(color=ACCEPTED, label="accepted"), Patch(facecolor=REJECTED, edgecolor=MUTED, label="not accepted")]
     marks += [Patch(color=CLAMPED, label="clamped")] * bool(trace.clamped.any())
     axes[1].legend(handles=marks, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, borderaxespad=0.2)
@@ -106,9 +108,9 @@ def curves(trace: Trace) -> "Figure":
 def _figure(trace: Trace, panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
     """A figure with panels above each other, and a caption: prompt, model and seed."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # inches
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))  # inches
     caption = f"{headline(trace, 80)} · {origin(trace, 60)}"
     figure.suptitle(caption, x=0.012, ha="left", fontsize=8, color=MUTED, parse_math=False)
     return figure, list(figure.subplots(panels, 1, sharex=True))

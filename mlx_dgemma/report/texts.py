@@ -4,7 +4,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from mlx_dgemma.terminal.watch import UNCERTAIN, TokenTexts, drawable, levels, text_end
+from mlx_dgemma.terminal.plain import drawable
+from mlx_dgemma.terminal.watch import UNCERTAIN, TokenTexts, levels, text_end
 from mlx_dgemma.trace.trace import Trace
 
 SCALE = (0.0, *UNCERTAIN, 5.0)  # nats at which page and plots have their five colours: the same for every run

@@ -121,8 +121,9 @@ def questions(args: argparse.Namespace) -> list[Question]:
 
 def describe(args: argparse.Namespace, grid: Grid) -> dict[str, Any]:
     """What makes this run this run (`identity`), and what one may want to know about it later."""
-    from mlx_dgemma import __version__
-    from mlx_dgemma.checkpoint.loading import resolve
+    with signals.uninterrupted():
+        from mlx_dgemma import __version__
+        from mlx_dgemma.checkpoint.loading import resolve
 
     identity = {
         "grid": grid.axes,

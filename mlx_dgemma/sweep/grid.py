@@ -1,5 +1,6 @@
 """The grid: which fields of GenerationConfig take which values. No heavy imports: a mistyped one fails at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -12,13 +13,13 @@ Value = int | float | str
 Settings = dict[str, Value]
 
 # a list of stop tokens has no place on an axis; every other field has one, strategies as the texts that name them
-_TYPES = {int: int, float: float, float | None: float}
-FIELDS: dict[str, type] = {
+_TYPES: dict[object, Callable[[str], Value]] = {int: int, float: float, float | None: float}
+FIELDS: dict[str, Callable[[str], Value]] = {
     f.name: str if f.name in plugins.FIELDS else _TYPES[f.type]
     for f in fields(GenerationConfig)
     if f.name in plugins.FIELDS or f.type in _TYPES
 }
-_KINDS = {int: "an integer", float: "a number", str: "a word"}
+_KINDS: dict[object, str] = {int: "an integer", float: "a number", str: "a word"}
 
 
 @dataclass(frozen=True)

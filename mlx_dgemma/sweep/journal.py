@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import astuple, fields
 from io import StringIO
 from pathlib import Path
@@ -130,7 +131,12 @@ def _bounded(number: Number) -> Number:
     return number
 
 
-_READ = {str: str, int: _count, float: _seconds, bool: {"0": False, "1": True}.__getitem__}
+_READ: dict[object, Callable[[str], Any]] = {
+    str: str,
+    int: _count,
+    float: _seconds,
+    bool: {"0": False, "1": True}.__getitem__,
+}
 
 
 def _row(record: list[str], grid: Grid) -> Row:

@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mlx_dgemma.diffusion.settings import STRATEGIES, GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
@@ -23,7 +24,8 @@ def settings_of(values: dict[str, int | float | str]) -> GenerationConfig:
     Raises:
         DGemmaError: a text that names no strategy, and what `GenerationConfig` refuses.
     """
-    return GenerationConfig(**{name: _value(name, value) for name, value in values.items()})
+    given: dict[str, Any] = {name: _value(name, value) for name, value in values.items()}  # it checks their types
+    return GenerationConfig(**given)
 
 
 def _value(name: str, value: int | float | str) -> object:

@@ -177,11 +177,12 @@ def read_tools(path: str) -> list[dict[str, Any]]:
 
 
 def _prompt(args: argparse.Namespace) -> Prompt:
+    prompt: str = args.prompt
     if args.system is None:
-        return args.prompt
+        return prompt
     if args.no_chat_template:
         raise DGemmaError("--system needs the chat template; drop --no-chat-template")
-    return [{"role": "system", "content": args.system}, {"role": "user", "content": args.prompt}]
+    return [{"role": "system", "content": args.system}, {"role": "user", "content": prompt}]
 
 
 def options_of(args: argparse.Namespace) -> Options:

@@ -1,12 +1,13 @@
 """What the command lines share: a parser with one-line errors, exit codes, plain progress lines. No heavy imports."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from mlx_dgemma import __version__
 from mlx_dgemma.errors import DGemmaError, shortened
@@ -46,6 +47,12 @@ def say(message: object) -> None:
     print(line(shortened(str(message))), file=sys.stderr, flush=True)
 
 
+def as_utf8(stream: TextIO) -> None:
+    """Lets a stream take any text; one that a program has put in its place, a StringIO say, is left as it is."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8")
+
+
 def exit_code(run: Callable[[], int], interrupted: str, *, ends_process: bool = False) -> int:
     """Runs a command and returns its exit code; where it failed or was interrupted, one line on stderr says so.
 
@@ -55,27 +62,34 @@ def exit_code(run: Callable[[], int], interrupted: str, *, ends_process: bool = 
         ends_process: whether the process ends when this returns.
     """
     with signals.heeded(ends_process=ends_process):
-        try:
-            signals.release()
-            sys.stdout.reconfigure(encoding="utf-8")
-            code = run()
-            sys.stdout.flush()
-            signals.close()
-            return code
-        except DGemmaError as error:
-            signals.hold()
-            _end(f"error: {error}")
-        except KeyboardInterrupt:
-            signals.hold()
-            _end(interrupted)
-            return signals.exit_code()
-        except BrokenPipeError:  # the reader of stdout went away, as `head` does
-            signals.hold()
-            _end()
-        except OSError as error:
-            signals.hold()
-            _end(f"error: {error}")
-        return 1
+        code = _code(run, interrupted)
+    if ends_process and signals.came():
+        os._exit(code)  # Python would end by SIGINT if one passed an `exec` of a text, as dataclasses have
+    return code
+
+
+def _code(run: Callable[[], int], interrupted: str) -> int:
+    try:
+        signals.release()
+        as_utf8(sys.stdout)
+        code = run()
+        sys.stdout.flush()
+        signals.close()
+        return code
+    except DGemmaError as error:
+        signals.hold()
+        _end(f"error: {error}")
+    except KeyboardInterrupt:
+        signals.hold()
+        _end(interrupted)
+        return signals.exit_code()
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        signals.hold()
+        _end()
+    except OSError as error:
+        signals.hold()
+        _end(f"error: {error}")
+    return signals.exit_code(otherwise=1)  # a hang-up is followed by errors where something is written
 
 
 def _end(message: str | None = None) -> None:

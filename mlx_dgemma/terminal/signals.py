@@ -38,9 +38,14 @@ def begin() -> None:
         signal.signal(number, _receive)
 
 
-def exit_code() -> int:
-    """Of a command that a signal ended."""
-    return 128 + (_state.received or signal.SIGINT)
+def exit_code(otherwise: int = 128 + signal.SIGINT) -> int:
+    """Of a command that a signal ended; `otherwise` if none did."""
+    return otherwise if _state.received is None else 128 + _state.received
+
+
+def came() -> bool:
+    """Whether there was a signal at all."""
+    return _state.received is not None
 
 
 def check() -> None:
@@ -93,6 +98,8 @@ def heeded(*, ends_process: bool) -> Iterator[None]:
         return
     before, hook = {number: signal.getsignal(number) for number in _ours()}, sys.unraisablehook
     held, _state.held, _state.raised_at = _state.held, _state.held + 1, -math.inf
+    if not held:  # else `begin` may have got one
+        _state.received, _state.is_pending = None, False
     try:
         sys.unraisablehook = _swallowed
         for number in before:

@@ -23,14 +23,14 @@ def load_engine(model: str | None, dtype: str | None = None, *, wire: bool = Tru
     with signals.uninterrupted():  # an interrupt inside a compiled module that is being imported ends in an abort
         import mlx.core as mx
 
-        from mlx_dgemma.model import memory, trust
+        from mlx_dgemma.model import host, memory, trust
         from mlx_dgemma.text.engine import Engine
     memory.use_wiring(wire)
     engine = Engine.load(model, dtype=None if dtype is None else getattr(mx, dtype))
     warnings = [memory.warning(engine.model.nbytes)]
     if trust.distrusted():
         warnings.append(
-            f"on this GPU MLX {mx.__version__} computes wrongly: {', '.join(trust.distrusted())}; plain operations "
+            f"on this GPU MLX {host.MLX_VERSION} computes wrongly: {', '.join(trust.distrusted())}; plain operations "
             "take their place, which is slower"
         )
     if not engine.model.config.denoiser_trained:

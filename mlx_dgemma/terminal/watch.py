@@ -21,7 +21,9 @@ from rich.text import Text
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.model import host
 from mlx_dgemma.terminal import signals
+from mlx_dgemma.terminal.cli import as_utf8
 from mlx_dgemma.terminal.plain import NOT_DRAWABLE, drawable
 from mlx_dgemma.terminal.progress import ProgressLine, cells, fit, last_row, step_line, terminal_size
 from mlx_dgemma.text.template import given_end
@@ -58,7 +60,7 @@ def terminal() -> Console | None:
     # rich can be told to take a file for a terminal, which has no size to fit
     if not (sys.stderr.isatty() and console.is_terminal and console.is_interactive):
         return None
-    sys.stderr.reconfigure(encoding="utf-8")
+    as_utf8(sys.stderr)
     return console
 
 
@@ -78,9 +80,8 @@ class LiveCanvas(ProgressLine):
         with signals.uninterrupted():
             self._measure()
             rows = picture(event, self._texts, self._stops, terminal_size(), self._shade, self._before())
-            if self._live is None:
-                self._start()
-            self._live.update(Segments(_joined(rows)), refresh=True)
+            live = self._live or self._start()
+            live.update(Segments(_joined(rows)), refresh=True)
             self._widths = [sum(segment.cell_length for segment in row) for row in rows]
         self._drawn_at = time.monotonic()
 
@@ -111,10 +112,10 @@ class LiveCanvas(ProgressLine):
         """The row of the terminal that the text ends in, which the canvas goes on with."""
         return last_row(self._line, terminal_size().columns) if self._shares_terminal and self._line else ""
 
-    def _start(self) -> None:
+    def _start(self) -> Live:
         if self._before():
             sys.stderr.write("\r")
-        self._live = Live(
+        live = self._live = Live(
             console=self._console,
             auto_refresh=False,
             transient=True,
@@ -122,7 +123,8 @@ class LiveCanvas(ProgressLine):
             redirect_stderr=False,
             vertical_overflow="crop",
         )
-        self._live.start()
+        live.start()
+        return live
 
     def _measure(self) -> None:
         """Takes the terminal's size; a narrower one wrapped our rows, and rich erases only as many as it has drawn."""
@@ -182,9 +184,9 @@ def _pieces(
     step: DenoisingStep, texts: TokenTexts, stops: Collection[int], shades: tuple[str, ...]
 ) -> Iterator[tuple[str, Style]]:
     """Text and style of each position that is drawn."""
-    clamped = [False] * step.draft.shape[1] if step.clamped is None else step.clamped.tolist()[0]
-    states = levels(step.entropy.tolist()[0], step.accepted.tolist()[0], clamped)
-    for text, level, fixed in drawn(step.draft.tolist()[0], states, clamped, texts, stops):
+    clamped = [False] * step.draft.shape[1] if step.clamped is None else host.flags(step.clamped[0])
+    states = levels(host.floats(step.entropy[0]), host.flags(step.accepted[0]), clamped)
+    for text, level, fixed in drawn(host.ints(step.draft[0]), states, clamped, texts, stops):
         yield text, Style.parse("bold underline" if fixed else shades[level - 1] if level else "none")
 
 
@@ -218,7 +220,8 @@ def drawn(
 
 def wrapped(pieces: Iterable[tuple[str, Style]], width: int) -> list[Row]:
     """Rows of at most `width` columns; newlines are shown and end a row."""
-    rows, used = [], width
+    rows: list[Row] = []
+    used = width
     for text, style in pieces:
         for character in text:
             glyph = NEWLINE if character == "\n" else character

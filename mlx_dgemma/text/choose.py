@@ -22,7 +22,7 @@ from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import softcap
 from mlx_dgemma.text.prompts import check_vocabulary, encode
 from mlx_dgemma.text.run import Run
-from mlx_dgemma.text.template import Piece, closed, parse_pieces
+from mlx_dgemma.text.template import Piece, ending, parse_pieces
 
 DRAWS = 1  # of the noise: more were not better (`python -m benchmarks.choose`)
 Canvas = tuple[int | None, ...]
@@ -45,13 +45,15 @@ def read_choices(run: Run, template: str, labels: Sequence[Sequence[str]], draws
         _check(own)
     if type(draws) is not int or draws < 1:
         raise DGemmaError(f"draws must be an integer from 1 on, got {draws!r}")
+    if run.tokenizer is None:
+        raise DGemmaError("labels are texts, and the checkpoint has no tokenizer files; add tokenizer.json")
     pieces, is_open = parse_pieces(run.tokenizer, template)
     count = sum(piece.is_slot for piece in pieces)
     if count != len(labels) or not count:
         raise DGemmaError(
             f"template: it has {count} slots {{?}} for {len(labels)} lists of labels; give a slot for each"
         )
-    end = run.settings.eos_token_id
+    end = run.settings.stops
     if is_open or not end:
         raise DGemmaError(
             "template: an answer to read needs an end; leave {} out, and use a checkpoint with a stop token"
@@ -103,7 +105,7 @@ def _slots(
             ids = [t for i, piece in enumerate(pieces) for t in (filled[i] if piece.is_slot else piece.ids)]
             if len(ids) >= length:
                 raise DGemmaError(f"template: with a label it has {len(ids)} tokens, one canvas holds {length - 1}")
-            alternatives.append(closed(tokenizer, ids, end, length))
+            alternatives.append([*ids, *ending(tokenizer, len(ids), end, length)])
         slots.append(_slot(alternatives))
     return slots
 
@@ -114,7 +116,8 @@ def _slot(alternatives: Sequence[Sequence[int | None]]) -> _Slot:
     # free positions of a gap may meet tokens of shorter alternatives: they are not read
     read = [i for i, column in enumerate(columns) if len(set(column)) > 1 and None not in column]
     canvas = tuple(column[0] if len(set(column)) == 1 else None for column in columns)
-    return _Slot(canvas, read, [[alternative[i] for i in read] for alternative in alternatives])
+    read_tokens = [[t for i in read if (t := alternative[i]) is not None] for alternative in alternatives]
+    return _Slot(canvas, read, read_tokens)
 
 
 def likeliest(run: Run, cache: PrefixCache, beginnings: Sequence[Sequence[int]]) -> int:
@@ -135,7 +138,7 @@ def _read(run: Run, slots: list[_Slot], draws: int) -> list[list[np.ndarray]]:
     drawn = [
         distributions(run.model, cache, _filled(canvases, mx.array(noise.tokens(shape))), at) for _ in range(draws)
     ]
-    p = iter(sum(drawn) / draws)
+    p = iter(np.mean(drawn, axis=0))
     return [[next(p) for _ in slot.positions] for slot in slots]
 
 

@@ -46,7 +46,10 @@ class SetAside:
 
     def marked(self, value: Json, *, but: tuple[str, ...] = ()) -> Json:
         """JSON values with every name behind a mark, but for these."""
-        return _mapped(value, lambda text: self._pattern.sub(lambda m: m[0] if m[0] in but else self._mark(m[0]), text))
+        made: Json = _mapped(
+            value, lambda text: self._pattern.sub(lambda m: m[0] if m[0] in but else self._mark(m[0]), text)
+        )
+        return made
 
     def _mark(self, name: str) -> str:
         return f"{self._open}{self._names.index(name)}{self._close}"

@@ -30,7 +30,7 @@ def opening_of(tokenizer: Tokenizer | None, name: str) -> list[int]:
         DGemmaError: a vocabulary that has no calls.
     """
     mark = None if tokenizer is None else tokenizer.get_vocab().get(MARKS["open_call"])
-    if mark is None:
+    if tokenizer is None or mark is None:
         raise DGemmaError("the checkpoint's vocabulary has no tool calls; leave tool_choice out")
     text = f"call:{name}{{"
     return [

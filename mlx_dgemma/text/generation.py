@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases
 from mlx_dgemma.diffusion.steering import steerings
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import host, memory
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.choose import likeliest
 from mlx_dgemma.text.events import TextCanvas
@@ -76,7 +76,7 @@ class _Writer:
 
 def _committed(event: CommittedCanvas, last: DenoisingStep | None) -> Committed:
     """A canvas of one row, with what its last step knew; none had to be made for one that was given whole."""
-    tokens = event.tokens[0].tolist()
+    tokens = host.ints(event.tokens[0])
     if not event.steps or last is None:
         return Committed(tokens, 0, [0.0] * len(tokens), [0.0] * len(tokens))
-    return Committed(tokens, event.steps, last.log_p[0].tolist(), last.entropy[0].tolist())
+    return Committed(tokens, event.steps, host.floats(last.log_p[0]), host.floats(last.entropy[0]))

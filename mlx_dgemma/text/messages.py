@@ -92,7 +92,7 @@ def _calls(calls: object, where: str) -> list[Message]:
     for number, call in enumerate(calls, 1):
         function = call.get("function", call) if isinstance(call, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name:
+        if function is None or not isinstance(name, str) or not name:
             raise DGemmaError(f"{where}: call {number} has no function with a name")
         identity = call.get("id")
         if identity is not None and not isinstance(identity, str):

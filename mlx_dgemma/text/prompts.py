@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any, TypeGuard
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError, first_line
@@ -16,7 +17,7 @@ MANY = 1000  # unknown characters that are looked for: a text may have a million
 
 def prompt_ids(
     tokenizer: Tokenizer | None, prompt: Prompt, chat_template: bool = True, *,
-    thinking: bool = False, tools: Sequence[Message] = (),
+    thinking: bool = False, tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:  # fmt: skip
     """Token ids of a prompt in any of its three forms.
 
@@ -41,7 +42,7 @@ def prompt_ids(
         raise DGemmaError(f"prompt is a {type(prompt).__name__}; give a text, a list of messages or of token ids")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise DGemmaError("the prompt is empty; give a text, chat messages or token ids")
-    if isinstance(prompt, list) and all(type(item) is int for item in prompt):
+    if _is_ids(prompt):
         return prompt
     if tokenizer is None:
         normalised(prompt if isinstance(prompt, list) else [])
@@ -51,6 +52,10 @@ def prompt_ids(
             return encode(tokenizer, prompt, "the prompt", add_special_tokens=True)
         prompt = [{"role": "user", "content": prompt}]
     return _in_template(tokenizer, normalised(prompt), declared, thinking)
+
+
+def _is_ids(prompt: Prompt) -> TypeGuard[list[int]]:
+    return isinstance(prompt, list) and all(type(item) is int for item in prompt)
 
 
 def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -87,7 +92,7 @@ def _in_template(tokenizer: Tokenizer, messages: list[Message], tools: list[Mess
             "the checkpoint has no chat template, so the model could not tell a question from a text to go on with; "
             "add chat_template.jinja to its folder, or give a raw prompt (chat_template=False, --no-chat-template)"
         )
-    aside = SetAside(tokenizer, messages, tools) if _spelled(tokenizer, messages, tools) else None
+    aside = _aside(tokenizer, messages, tools)
     if aside is not None:
         messages, tools = [_marked(aside, message) for message in messages], aside.marked(tools)
     text = _rendered(tokenizer, messages, tools, thinking)
@@ -97,8 +102,11 @@ def _in_template(tokenizer: Tokenizer, messages: list[Message], tools: list[Mess
     return encode(tokenizer, text, "the prompt")
 
 
-def _spelled(tokenizer: Tokenizer, messages: list[Message], tools: list[Message]) -> bool:
-    return isinstance(tokenizer, SpellsOut) and names_in(tokenizer, [messages, tools])
+def _aside(tokenizer: Tokenizer, messages: list[Message], tools: list[Message]) -> SetAside | None:
+    """The names of control tokens in messages and tools; None if there are none, or the tokenizer cannot write them."""
+    if not isinstance(tokenizer, SpellsOut) or not names_in(tokenizer, [messages, tools]):
+        return None
+    return SetAside(tokenizer, messages, tools)
 
 
 def _marked(aside: SetAside, message: Message) -> Message:
@@ -110,9 +118,10 @@ def _marked(aside: SetAside, message: Message) -> Message:
 def _rendered(tokenizer: Tokenizer, messages: list[Message], tools: list[Message], thinking: bool) -> str:
     declared = {"tools": tools} if tools else {}
     try:
-        return tokenizer.apply_chat_template(
+        rendered: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking, **declared
         )
+        return rendered
     except DGemmaError:
         raise
     except Exception as error:  # somebody else's tokenizer and template may raise anything

@@ -8,7 +8,7 @@ without a partner say nothing; between an odd number of quote tokens an end of a
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.text.decoding import GrowingText
 from mlx_dgemma.text.thoughts import Thoughts
-from mlx_dgemma.text.tools import Schema, types_of
+from mlx_dgemma.text.tools import types_of
 from mlx_dgemma.text.values import coerced, read_call
 
 MARKS = {
@@ -61,7 +61,7 @@ class Reply:
 
 
 def parse_reply(
-    tokenizer: Tokenizer, ids: Sequence[int], *, prompt: Sequence[int] = (), tools: Sequence[Schema] = (),
+    tokenizer: Tokenizer, ids: Sequence[int], *, prompt: Sequence[int] = (), tools: Sequence[Mapping[str, Any]] = (),
     is_cut: bool = False,
 ) -> Reply:  # fmt: skip
     """A whole reply; what follows its first end is left out.
@@ -85,7 +85,7 @@ class ReplyParser:
     """The same, as tokens come: all that `add` and `end` give is, joined, what `parse_reply` gives for all tokens."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, prompt: Sequence[int] = (), tools: Sequence[Schema] = (),
+        self, tokenizer: Tokenizer, *, prompt: Sequence[int] = (), tools: Sequence[Mapping[str, Any]] = (),
         given: Sequence[int | None] = (),
     ):  # fmt: skip
         """`given`: tokens of the reply that are the user's: they show, unless the user opened the thought or call."""

@@ -12,7 +12,7 @@ from mlx_dgemma.errors import DGemmaError
 if TYPE_CHECKING:
     from mlx_dgemma.diffusion.noise import Noise
 
-Message = dict[str, Any]
+Message = dict[str, Any]  # JSON: "role", "content", and what a chat template takes beside them
 Prompt = str | list[Message] | list[int]
 MAX_SEED = 2**63 - 1
 

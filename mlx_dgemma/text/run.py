@@ -123,7 +123,7 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
         raise DGemmaError("the checkpoint has no tokenizer files, so no text can stop it; leave stop out")
     check_ids(model, ids)
     size, plan = model.config.canvas_length, request.plan
-    given, draft = given_and_draft(tokenizer, plan, settings.eos_token_id, size)
+    given, draft = given_and_draft(tokenizer, plan, settings.stops, size)
     _check_bounds(model, request, len(ids), len(given))
     steered = steerings(given, draft, plan.noise, plan.seed, size, model.config.vocab_size)
     length = settings.max_new_tokens

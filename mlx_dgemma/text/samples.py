@@ -1,7 +1,7 @@
 """Several samples of one prompt at once: rows of a batch over one prefix, each with noise of its own."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from mlx_dgemma.diffusion.canvas import DenoisingStep, ModelDenoiser, denoise_canvas
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.steering import Steering
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import host, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.events import Sample, TextCanvas, collect
@@ -37,7 +37,7 @@ def _stream(run: Run) -> Iterator[DenoisingStep | Sample]:
         for index in range(run.max_canvases):
             draft = yield from _denoise(run, cache, active, index)
             is_last = run.is_last(index, cache)
-            going_on = [i for i, row in enumerate(active) if row.commit(draft[i].tolist(), is_last=is_last)]
+            going_on = [i for i, row in enumerate(active) if row.commit(host.ints(draft[i]), is_last=is_last)]
             mx.clear_cache()
             if not going_on:
                 break
@@ -47,21 +47,23 @@ def _stream(run: Run) -> Iterator[DenoisingStep | Sample]:
     yield from sorted((row.sample() for row in rows), key=lambda sample: -sample.mean_log_p)
 
 
-def _denoise(run: Run, cache: PrefixCache, rows: list["_Row"], index: int) -> Iterator[DenoisingStep]:
+def _denoise(run: Run, cache: PrefixCache, rows: list["_Row"], index: int) -> Generator[DenoisingStep, None, mx.array]:
     """Denoises one canvas of every row and tells the rows how that went; returns the canvases (B, C)."""
-    steering = run.steerings[index] if index < len(run.steerings) else None
+    steering = run.steerings[index] if index < len(run.steerings) else Steering(None, None)
     shape = (len(rows), run.model.config.canvas_length)
     for row in rows:
         row.begin(steering)
-    step, noises = None, [row.noise for row in rows]
+    noises = [row.noise for row in rows]
+    draft = steering.clamp(mx.zeros(shape, mx.int32))  # of a canvas that is given whole, for which no step is made
     for step in denoise_canvas(ModelDenoiser(run.model, cache), run.settings, noises, shape, index, steering):
+        draft = step.draft
         for number, row in enumerate(rows):
             row.note(step, number)
         with contextlib.ExitStack() as stack:
             for row in rows:
                 stack.enter_context(row.transcript.clock.paused())
             yield step
-    return mx.broadcast_to(steering.given, shape) if step is None else step.draft
+    return draft
 
 
 class _Row:
@@ -72,12 +74,11 @@ class _Row:
         self.canvases: list[TextCanvas] = []
         self.scored: list[float] = []  # log-probabilities of the text so far
 
-    def begin(self, steering: Steering | None) -> None:
+    def begin(self, steering: Steering) -> None:
         """A new canvas."""
         self.steps, self.is_done = 0, False
         self.settled: tuple[mx.array, mx.array] | None = None  # log-probabilities and entropies, (C,) each
-        clamped = None if steering is None else steering.clamped
-        self.clamped = None if clamped is None else np.array(clamped)[0]
+        self.clamped = None if steering.clamped is None else np.array(steering.clamped)[0]
 
     def note(self, step: DenoisingStep, number: int) -> None:
         """A denoising step of the batch, in which this is row `number`; it counts unless the row was done before."""

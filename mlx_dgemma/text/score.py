@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_dgemma.diffusion import sampling
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.model import memory
+from mlx_dgemma.model import host, memory
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.choose import distributions
 from mlx_dgemma.text.prompts import check_ids, encode
@@ -63,11 +63,14 @@ def score_text(run: Run, text: str | Sequence[int], *, causal: bool) -> Score:
 
 
 def _ids(run: Run, text: str | Sequence[int]) -> list[int]:
-    if isinstance(text, str) and run.tokenizer is None:
-        raise DGemmaError("the checkpoint has no tokenizer files; give the text as token ids")
     if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
         raise DGemmaError(f"the text to score is a {type(text).__name__}; give a text or a list of token ids")
-    ids = encode(run.tokenizer, text, "the text") if isinstance(text, str) else list(text)
+    if not isinstance(text, str):
+        ids = list(text)
+    elif run.tokenizer is not None:
+        ids = encode(run.tokenizer, text, "the text")
+    else:
+        raise DGemmaError("the checkpoint has no tokenizer files; give the text as token ids")
     if not all(type(token) is int for token in ids):
         raise DGemmaError("the text to score holds what is no token id; give a text or a list of token ids")
     if not ids:
@@ -92,8 +95,8 @@ def _causal(run: Run, ids: list[int]) -> tuple[list[float], list[float]]:
         own = mx.take_along_axis(distribution, wanted, axis=-1).squeeze(-1)
         nats = sampling.token_entropy(distribution)
         memory.finish([own, nats, *cache.arrays()])
-        log_p += own[0].tolist()
-        entropy += nats[0].tolist()
+        log_p += host.floats(own[0])
+        entropy += host.floats(nats[0])
     return log_p, entropy
 
 
@@ -122,7 +125,7 @@ def _denoised(run: Run, ids: list[int]) -> tuple[list[float], list[float]]:
 
 def _behind(run: Run, room: int, noise: list[int]) -> list[int]:
     """What fills the canvas behind the text: its end and padding; noise for a checkpoint that knows no end."""
-    stops = run.settings.eos_token_id
+    stops = run.settings.stops
     if not stops or not room:
         return noise
     pad = None if run.tokenizer is None else run.tokenizer.pad_token_id

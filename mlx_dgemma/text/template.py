@@ -61,7 +61,7 @@ def parse_template(tokenizer: Tokenizer | None, template: str, end: Sequence[int
     ids = [token for piece in pieces for token in piece.ids]
     if not ids and not is_open:
         raise DGemmaError("the template is empty; give a text with gaps like {10}")
-    return ids if is_open or not end else closed(tokenizer, ids, end, canvas)
+    return ids if is_open or not end else [*ids, *ending(tokenizer, len(ids), end, canvas)]
 
 
 def parse_pieces(tokenizer: Tokenizer | None, template: str) -> tuple[list[Piece], bool]:
@@ -112,14 +112,13 @@ def parse_draft(tokenizer: Tokenizer | None, text: str, end: Sequence[int], canv
     room = canvas - bool(end)
     if not 0 < len(ids) <= room:
         raise DGemmaError(f"the draft has {len(ids)} tokens; give 1 to {room}, which one canvas holds with its end")
-    return closed(tokenizer, ids, end, canvas) if end else ids
+    return [*ids, *ending(tokenizer, len(ids), end, canvas)] if end else ids
 
 
-def closed(tokenizer: Tokenizer | None, ids: list[int | None], end: Sequence[int], canvas: int) -> list[int | None]:
-    """The ids, the first `end` id, and padding up to a multiple of `canvas`."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0]
-    ids = [*ids, end[0]]
-    return ids + [pad] * (-len(ids) % canvas)
+def ending(tokenizer: Tokenizer | None, length: int, end: Sequence[int], canvas: int) -> list[int]:
+    """What follows so many ids: the first `end` id, and padding up to a multiple of `canvas`."""
+    pad = None if tokenizer is None else tokenizer.pad_token_id
+    return [end[0], *[end[0] if pad is None else pad] * (-(length + 1) % canvas)]
 
 
 def _encode(tokenizer: Tokenizer | None, text: str, what: str = "template") -> list[int]:

@@ -63,7 +63,7 @@ class Transcript:
         self.position = 0  # where the next canvas begins, in tokens of the text with all that is left out of it
         self._count = self._steps = self._canvases = 0
         self._given: Sequence[int | None] = run.given
-        self._given_end = given_end(run.given, run.settings.eos_token_id)
+        self._given_end = given_end(run.given, run.settings.stops)
         self._pad = None if run.tokenizer is None else run.tokenizer.pad_token_id
         self._reply = None if run.tokenizer is None else _Reading(run, run.tokenizer)
         self._previous: list[int] = []  # the last canvas
@@ -122,7 +122,7 @@ class Transcript:
     def written(self, canvas: list[int], length: int) -> np.ndarray:
         """Which positions of a canvas hold the `length` tokens that it gave to the text, or the stop token: (C,)."""
         tokens = np.array(canvas)
-        stop = length < len(canvas) and canvas[length] in self.run.settings.eos_token_id
+        stop = length < len(canvas) and canvas[length] in self.run.settings.stops
         inside = np.arange(len(canvas)) < length + stop
         return inside if self._pad is None else inside & (tokens != self._pad)
 
@@ -183,7 +183,7 @@ class _Reading:
 def cut(canvas: list[int], config: GenerationConfig, already: int, given_end: int = 0) -> tuple[list[int], bool]:
     """The part of a canvas that belongs to the text, and whether a stop token (not before `given_end`) ended it."""
     room = config.max_new_tokens - already
-    stops = [i for i, token in enumerate(canvas) if token in config.eos_token_id and already + i >= given_end]
+    stops = [i for i, token in enumerate(canvas) if token in config.stops and already + i >= given_end]
     if stops and stops[0] <= room:
         return canvas[: stops[0]], True
     return canvas[:room], False

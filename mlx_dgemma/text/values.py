@@ -205,7 +205,8 @@ def coerced(value: Value, schema: Schema | None) -> Any:
 
     Numbers and truth values may have been written as text, texts as bare words, containers as JSON in a string.
     """
-    kind = (schema or {}).get("type", "any")
+    schema = schema or {}
+    kind = schema.get("type", "any")
     if isinstance(value, Bare) and kind == "string":
         return None if value in ("null", "None") else str(value)
     if isinstance(value, str) and kind in ("boolean", "integer", "number", "null"):

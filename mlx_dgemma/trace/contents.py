@@ -7,10 +7,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
@@ -157,26 +156,28 @@ def _committed(canvas: dict[str, Any], positions: int) -> Committed:
 
 def _plan(given: Any = (), draft: Any = (), noise: float = 0.0, seed: int = 0) -> CanvasPlan:
     """A plan whose token ids JSON has made lists; ValueError or TypeError if it is none."""
-    texts_or_ids = (value if isinstance(value, str) else _ids(value) for value in (given, draft))
     _expect(type(seed) is int and 0 <= float(noise) <= 1, "what a canvas started from is none")
-    return CanvasPlan(*texts_or_ids, float(noise), seed)
-
-
-def _ids(tokens: Iterable[Any]) -> tuple[int | None, ...]:
-    return tuple(None if token is None else _count(token) for token in tokens)
+    return CanvasPlan(
+        given if isinstance(given, str) else tuple(None if token is None else _count(token) for token in given),
+        draft if isinstance(draft, str) else tuple(map(_count, draft)),
+        float(noise),
+        seed,
+    )
 
 
 def _count(value: Any) -> int:
-    _expect(_is_count(value), f"{value!r} is no count")
+    if not _is_count(value):
+        raise ValueError(f"{value!r} is no count")
     return value
 
 
 def _text(value: Any) -> str:
-    _expect(isinstance(value, str), f"{value!r} is no text")
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
     return value
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= 2 * _COUNTABLE
 
 

@@ -8,15 +8,15 @@ recorder.trace().save("run.npz")
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma import __version__
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.model import host
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.request import Request
@@ -24,6 +24,7 @@ from mlx_dgemma.trace.contents import ARRAYS, Committed
 from mlx_dgemma.trace.trace import Trace
 
 Event = DenoisingStep | TextCanvas | CommittedCanvas
+Some = TypeVar("Some", bound=Event)
 
 
 class Recorder:
@@ -44,7 +45,7 @@ class Recorder:
             "plan": request.plan,
             "seed": request.seed if request.noise is None else None,
             "model_id": engine.checkpoint,
-            "versions": {"mlx-dgemma": __version__, "mlx": mx.__version__},
+            "versions": {"mlx-dgemma": __version__, "mlx": host.MLX_VERSION},
         }
         self._tokenizer = engine.tokenizer
         self._steps: list[dict[str, Any]] = []
@@ -84,7 +85,9 @@ class Recorder:
         if not self._steps:
             raise DGemmaError("there is no trace: the run ended before its first denoising step was done")
         names = self._steps[0].keys()
-        arrays = {name: np.array([step[name] for step in self._steps], ARRAYS[name][0]) for name in names}
+        arrays: dict[str, Any] = {
+            name: np.array([step[name] for step in self._steps], ARRAYS[name][0]) for name in names
+        }
         ids = np.unique(np.concatenate([arrays["canvas"].ravel(), arrays["draft"].ravel(), self._about["prompt_ids"]]))
         return Trace(
             **arrays,
@@ -106,7 +109,7 @@ def _host(event: DenoisingStep, seconds: float, elapsed: float) -> dict[str, Any
         "canvas": np.array(event.canvas),
         "draft": np.array(event.draft),
         "entropy": np.array(event.entropy),
-        "log_p": np.zeros(accepted.shape, np.float32) if event.log_p is None else np.array(event.log_p),
+        "log_p": np.array(event.log_p),
         "accepted": accepted,
         "clamped": np.zeros_like(accepted) if event.clamped is None else np.array(event.clamped),
         "canvas_index": event.canvas_index,
@@ -121,7 +124,7 @@ def _host(event: DenoisingStep, seconds: float, elapsed: float) -> dict[str, Any
     }
 
 
-def record(stream: Iterable[Event], recorder: Recorder) -> Iterator[Event]:
+def record(stream: Iterable[Some], recorder: Recorder) -> Iterator[Some]:
     """Passes a stream on, event by event, each recorded first; only the stream's own time counts as a step's."""
     recorder.resume()
     for event in stream:

@@ -18,6 +18,7 @@ import numpy as np
 from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import open_file, write_whole
+from mlx_dgemma.model import host
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.request import CanvasPlan, Prompt
 from mlx_dgemma.trace.contents import ABOUT, ARRAYS, DAMAGE, FORMAT, VERSION, Committed, read
@@ -171,8 +172,8 @@ def _step(trace: Trace, index: int) -> DenoisingStep:
 def _canvas(canvas: Committed, last: DenoisingStep) -> TextCanvas | CommittedCanvas:
     if canvas.stats is None:
         return CommittedCanvas(canvas.canvas_index, last.draft, canvas.steps)
-    ids, count = last.draft[0].tolist(), canvas.token_count
+    ids, count = host.ints(last.draft[0]), canvas.token_count
     return TextCanvas(
         canvas.canvas_index, ids, ids[:count], canvas.text, canvas.steps, canvas.finish_reason, canvas.stats,
-        last.log_p[0].tolist()[:count], last.entropy[0].tolist()[:count],
+        host.floats(last.log_p[0])[:count], host.floats(last.entropy[0])[:count],
     )  # fmt: skip

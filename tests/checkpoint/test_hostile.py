@@ -108,3 +108,15 @@ def test_pieces_fewer_than_the_models_vocabulary(folder):
 
 def test_a_good_header_stays_good():
     assert len(read_header(small.original() / headers.WEIGHTS)) > 20
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+def test_an_integer_may_stand_where_a_float_is_meant(folder, kind):
+    texts = []
+    for theta in (2**63, float(2**63)):
+        rope = {**small.TEXT["rope_parameters"]}
+        rope[kind] = {**rope[kind], "rope_theta": theta}
+        text = {**small.TEXT, "rope_parameters": rope}
+        (folder / "config.json").write_text(json.dumps({**small.CONFIG, "text_config": text}))
+        texts.append(Engine.load(folder).generate(small.REQUEST).text)
+    assert texts[0] == texts[1]

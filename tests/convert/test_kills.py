@@ -17,6 +17,7 @@ from tests.convert.conftest import CODES, ROOT, contents
 
 pytestmark = pytest.mark.slow
 SEED = 0
+TIMES = int(os.environ.get("DGEMMA_SIGNALS", "25"))  # each signal; see tests/signals
 # Arguments: a signal, "before" or "after", a number of file operations or of seconds; then those of the command.
 # "before 0" stops nothing and prints the names of the file operations in their order.
 DRIVER = """
@@ -143,7 +144,7 @@ def test_interrupted_anywhere_it_is_one_line(places, number):
         assert end.returncode == CODES[number], (moment, end.stderr)
         assert len(said) == 1 and "--resume goes on" in said[0], (moment, end.stderr)
 
-    in_parallel(work, moments(places.seams[True], 25, SEED + number))
+    in_parallel(work, moments(places.seams[True], TIMES, SEED + number))
 
 
 def test_a_loop_around_resume_ends(places):

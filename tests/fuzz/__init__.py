@@ -6,7 +6,7 @@ as far as that is cheap to tell, or there is one line (a `DGemmaError`; on a com
 exit code 1 or 2). Never another exception, a hang, a file half written, an input changed, a process left behind, or a
 control character sent to a terminal.
 
-An input may take `Kind.seconds` in all, 10 s unless the kind says otherwise. Those limits are generous, as machines
+An input may take `Kind.seconds` in all, 30 s unless the kind says otherwise. Those limits are generous, as machines
 that run tests are busy; what they catch is work that does not end.
 
     python -m tests.fuzz                            the kinds

@@ -14,11 +14,13 @@ from tests.fuzz import mutations, texts
 from tests.fuzz.kind import Kind
 from tests.fuzz.oracle import Refusals, demand
 
-SECONDS, ALLOWED = 0.7, 4.0  # of rendering; and until it has been told, on a busy machine
+SECONDS, ALLOWED = 0.7, 10.0  # of rendering; and until it has been told, on a busy machine
 SECRET = "/etc/passwd"
 EXPRESSIONS = (
     "messages", "messages[0]", "messages[0].content", "range(10**9)", "range(99999)", "'a' * 10**9",
-    "'a' * 10**6", "[0] * 10**9", "10 ** 10 ** 8", "1 / 0", "messages.__class__", "''.__class__.__mro__",
+    "'a' * 10**6",
+    "'a' * 3 * 10**6", "'a' * 3 * 10**7", "[0] * 10**9", "10 ** 10 ** 8", "1 / 0", "messages.__class__",
+    "''.__class__.__mro__",
     "cycler.__init__.__globals__", "lipsum.__globals__['os'].popen('id').read()", "self.__init__.__globals__",
     "namespace.__init__", "x", "none", "messages | map('attr', '__class__') | list", "''|attr('__class__')",
     "'{0.__class__.__mro__}'.format('')", "'%s' % messages", "'%999999999d' % 1", "'a'.center(10**9)",
@@ -68,25 +70,31 @@ def make(random: random.Random) -> str:
 
 
 def run(made: str, folder: Path) -> bool:
-    refusals, before, began, told = Refusals(), children(), time.monotonic(), ""
+    refusals, before, began, told = Refusals(), children() - waiting(), time.monotonic(), ""
     variables = {"messages": [{"role": "user", "content": "hello"}], "bos_token": "<bos>", "file": str(folder / "x")}
     with refusals.allowed():
         told = worker().render(made, variables)
     seconds = time.monotonic() - began
     demand(seconds < ALLOWED, f"{seconds:.1f} s")
     demand(len(told) <= max(2_000_000, 24 * (len(made) + 500)), f"{len(told):,} characters")
-    secrets = re.findall(r"root:x:|<class '|<module|<built-in|0x7f[0-9a-f]{6}|uid=\d", told)
+    secrets = re.findall(r"root:x:|<class '(?!jinja2)|<module|<built-in|0x7f[0-9a-f]{6}|uid=\d", told)
     demand(not secrets or any(s in made for s in secrets), f"it saw {secrets[:3]}")
     check_processes(before)
+    worker().seconds = 10.0  # in which an interpreter starts on any machine
     demand(worker().render("{{ a }}", {"a": "é<"}) == "é<", "the next template fails")
+    worker().seconds = SECONDS
     demand(not list(folder.iterdir()), "a template wrote a file")
     return refusals.none
 
 
+def waiting() -> set[int]:
+    """The process that waits for the next template."""
+    return set() if worker()._process is None else {worker()._process.pid}
+
+
 def check_processes(before: set[int]) -> None:
-    """No process has come but the one that waits for the next template."""
-    waiting = worker()._process
-    left = children() - before - ({waiting.pid} if waiting is not None else set())
+    """No process has come but the one that waits, and the one that waited before has gone if another does."""
+    left = children() - before - waiting()
     demand(not left, f"processes left behind: {left}")
 
 

@@ -57,7 +57,7 @@ class Kind:
     make: Callable[[random.Random], Any]
     run: Callable[[Any, Path], bool]
     count: int
-    seconds: float = 10.0
+    seconds: float = 30.0
     smaller: Callable[[Any], Iterable[Any]] = prefixes
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,15 @@ BOUND = 5.0  # seconds from the signal to the end of the process, when the machi
 LINUX = sys.platform == "linux"
 MISHAPS = ("Traceback", "Exception ignored", "Error in", "KeyboardInterrupt", "Aborted", "terminate called", "leaked")
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: what a command leaves running becomes our child
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What stops a run: signals so many seconds apart, or the end of its terminal."""
+
+    numbers: Sequence[int] = ()
+    gap: float = 0.0
+    hangs_up: bool = False
 
 
 @dataclass
@@ -48,68 +57,57 @@ class End:
 
 
 def run(
-    command: Sequence[str], place: Path, *, moment: float | None = None, numbers: Sequence[int] = (), gap: float = 0.0,
-    on_terminal: bool = False, environment: dict[str, str] | None = None,
+    command: Sequence[str], place: Path, moment: float | None = None, stop: Stop | None = None, *,
+    on_terminal: bool = False, stdout: int | None = None,
 ) -> End:  # fmt: skip
-    """Runs a command in a folder; after `moment` seconds the signals are sent to it, `gap` seconds apart."""
+    """Runs a command in a folder, and stops it after `moment` seconds; `stdout` may be a descriptor to write to."""
     if LINUX:
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     (place / "tmp").mkdir(exist_ok=True)
     paths = [place.with_name(f"{place.name}.{name}") for name in ("out", "err")]
-    master, inner = pty.openpty()
-    termios.tcsetwinsize(inner, (24, 80))
-    modes = termios.tcgetattr(inner)
-    before = _children()
+    before, terminal = _children(), _Terminal()
     with paths[0].open("wb") as out, paths[1].open("wb") as err:
-        began = time.monotonic()
-        streams = (inner, inner, inner) if on_terminal else (subprocess.DEVNULL, out, err)
-        process = _start(command, place, streams, environment or {}, _adopt if on_terminal else _heed)
-        shown = _Screen(master)
-        was_heeded = None
-        sent = None
-        if moment is not None and not shown.wait(process, began + moment):
-            was_heeded = _heeds(process.pid)
-            sent = time.monotonic()
-            for number in numbers:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
-                shown.wait(process, time.monotonic() + gap)
-        assert shown.wait(process, time.monotonic() + 600), f"{command} hangs"
+        began, sent, was_heeded = time.monotonic(), None, None
+        streams = (subprocess.DEVNULL, out if stdout is None else stdout, err)
+        process = _start(command, place, [terminal.inner] * 3 if on_terminal else streams, on_terminal)
+        if stop is not None and not terminal.wait(process, began + moment):
+            was_heeded, sent = _heeds(process.pid), time.monotonic()
+            _stop(process, terminal, stop)
+        assert terminal.wait(process, time.monotonic() + 600), f"{command} hangs"
     ended = time.monotonic()
-    kept = termios.tcgetattr(inner) == modes
-    shown.read()
-    for descriptor in (master, inner):
-        os.close(descriptor)
+    kept, shown = terminal.close()
     out_text, err_text = (path.read_bytes().decode("utf-8", "replace") for path in paths)
     return End(
-        process.returncode, out_text + shown.content.decode("utf-8", "replace"), err_text, ended - began,
-        ended - sent if sent else 0.0, was_heeded, _left_running(before), kept,
+        process.returncode, out_text + shown, err_text, ended - began, ended - sent if sent else 0.0, was_heeded,
+        _left_running(before), kept,
     )  # fmt: skip
 
 
-def _start(
-    command: Sequence[str], place: Path, streams: tuple[Any, Any, Any], environment: dict[str, str],
-    first: Callable[[], None],
-) -> subprocess.Popen:  # fmt: skip
-    """A process there; `first` is called in it."""
+def _stop(process: subprocess.Popen, terminal: "_Terminal", stop: Stop) -> None:
+    if stop.hangs_up:
+        terminal.hang_up()
+    for number in stop.numbers:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+        terminal.wait(process, time.monotonic() + stop.gap)
+
+
+def _start(command: Sequence[str], place: Path, streams: Sequence[Any], on_terminal: bool) -> subprocess.Popen:
     own = {"TMPDIR": str(place / "tmp"), "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
     own["OMP_NUM_THREADS"] = "1"  # torch's threads would wait for each other
-    stdin, stdout, stderr = streams
     return subprocess.Popen(
-        command, cwd=place, stdin=stdin, stdout=stdout, stderr=stderr, env={**os.environ, **own, **environment},
-        preexec_fn=first,
+        command, cwd=place, stdin=streams[0], stdout=streams[1], stderr=streams[2], env={**os.environ, **own},
+        preexec_fn=_adopt if on_terminal else heed,
     )  # fmt: skip
 
 
-class _Screen:
-    """Takes what is written on a terminal while a process runs."""
+class _Terminal:
+    """A terminal, and what is written on it."""
 
-    def __init__(self, master: int):
-        self.master, self.content = master, b""
-
-    def read(self) -> None:
-        while select.select([self.master], [], [], 0)[0]:
-            self.content += os.read(self.master, 65536)
+    def __init__(self) -> None:
+        self.master, self.inner = pty.openpty()
+        termios.tcsetwinsize(self.inner, (24, 80))
+        self.modes, self.content = termios.tcgetattr(self.inner), b""
 
     def wait(self, process: subprocess.Popen, until: float) -> bool:
         """Whether the process ended by then."""
@@ -117,12 +115,34 @@ class _Screen:
             left = until - time.monotonic()
             if left <= 0:
                 return False
-            if select.select([self.master], [], [], min(left, 0.005))[0]:
-                self.content += os.read(self.master, 65536)
+            self._read(min(left, 0.005))
         return True
 
+    def hang_up(self) -> None:
+        """As when its window is closed."""
+        os.close(self.master)
+        self.master = None
 
-def _heed() -> None:
+    def close(self) -> tuple[bool, str]:
+        """Whether its modes are what they were, and what was written."""
+        kept = self.master is None or termios.tcgetattr(self.inner) == self.modes
+        while self._read(0):
+            pass
+        if self.master is not None:
+            os.close(self.master)
+        os.close(self.inner)
+        return kept, self.content.decode("utf-8", "replace")
+
+    def _read(self, seconds: float) -> bool:
+        if self.master is None:
+            time.sleep(seconds)
+        elif select.select([self.master], [], [], seconds)[0]:
+            self.content += os.read(self.master, 65536)
+            return True
+        return False
+
+
+def heed() -> None:
     """In the child: signals as a shell gives them, whatever the tests' runner ignores; and a group of its own."""
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
@@ -131,7 +151,7 @@ def _heed() -> None:
 
 def _adopt() -> None:
     """The same, with the terminal as its own."""
-    _heed()
+    heed()
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from mlx_dgemma.errors import DGemmaError
 from tests.signals.commands import COMMANDS, OLD, Command, cursor_is_shown, furnish, is_whole_output
-from tests.signals.run import BOUND, MISHAPS, End, run
+from tests.signals.run import BOUND, MISHAPS, End, Stop, run
 
 pytestmark = pytest.mark.slow
 TIMES = int(os.environ.get("DGEMMA_SIGNALS", "0"))  # 0: a command's own share
@@ -56,14 +56,15 @@ class Places:
             self.known[name] = Undisturbed(end.out, files, end.seconds)
         return self.known[name]
 
-    def stopped(self, name: str, number: int, dice: random.Random, old: Sequence[str]) -> tuple[Path, float, End]:
-        """A run that got the signal, while files stood where it writes; one that ended before it is made again."""
+    def stopped(self, name: str, stop: Stop, dice: random.Random, old: Sequence[str]) -> tuple[Path, float, End]:
+        """A run that was stopped, while files stood where it writes; one that ended before is made again."""
         command, undisturbed = COMMANDS[name], self.undisturbed(name)
+        on_terminal = command.on_terminal or stop.hangs_up
         while True:
             place, moment = self.make(), dice.uniform(0, undisturbed.seconds)
             for file in old:
                 (place / file).write_bytes(OLD)
-            end = run(command.line, place, moment=moment, numbers=[number], on_terminal=command.on_terminal)
+            end = run(command.line, place, moment, stop, on_terminal=on_terminal)
             if end.after:
                 return place, moment, end
             undisturbed.seconds = min(undisturbed.seconds, end.seconds)
@@ -74,18 +75,19 @@ def places(tmp_path_factory):
     return Places(tmp_path_factory.mktemp("signals"))
 
 
-def check_end(command: Command, end: End, number: int) -> str:
+def check_end(command: Command, end: End, stop: Stop) -> str:
     """How it ended, in a word; AssertionError if not as it must."""
-    said = end.out + end.err if command.on_terminal else end.err
+    numbers = stop.numbers or [signal.SIGHUP]
+    said = end.out + end.err
     assert end.orphans == [] and end.after <= BOUND and end.modes_kept
-    if end.was_heeded is False and end.code in (-number, 1):
+    if end.was_heeded is False and -end.code in (*numbers, -1):
         return "Python's"
     assert not [mishap for mishap in MISHAPS if mishap in said]
-    assert cursor_is_shown(end.out)
+    assert stop.hangs_up or cursor_is_shown(end.out)
     if end.code == 0:
         return "finished"
-    assert end.code == CODES[number]
-    assert said.count("interrupted") <= 1
+    assert end.code in [CODES[number] for number in numbers]
+    assert said.count("interrupted") <= 1 + ("--json" in command.words)
     return "interrupted"
 
 
@@ -100,22 +102,57 @@ def check_files(command: Command, place: Path, undisturbed: dict[str, bytes], is
         assert path.exists() or not is_replacing
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def attempt(places: Places, name: str, stop: Stop, dice: random.Random) -> tuple[str, str]:
+    """Stops a command once; how it ended, and what was wrong with that."""
+    command, undisturbed = COMMANDS[name], places.undisturbed(name)
+    is_replacing = bool(command.files) and command.follow_up is None and dice.random() < 0.5
+    place, moment, end = places.stopped(name, stop, dice, [*command.files] if is_replacing else [])
+    outcome, fault = "fault", ""
+    try:
+        outcome = check_end(command, end, stop)
+        check_files(command, place, undisturbed.files, is_replacing)
+        assert end.code != 0 or is_whole_output(command, end, undisturbed.out)
+        if command.follow_up is not None:
+            command.follow_up(command, place, undisturbed.files)
+    except (AssertionError, DGemmaError, OSError, ValueError) as error:
+        fault = f"{name}, {stop} after {moment:.3f} s: {error}\n{end}"
+    shutil.rmtree(place)
+    return outcome, fault
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_at_any_moment(places, name, number):
-    command, dice, outcomes = COMMANDS[name], random.Random(f"{SEED} {name} {number}"), Counter()
-    undisturbed, faults = places.undisturbed(name), []
-    for _ in range(TIMES or command.share):
-        is_replacing = bool(command.files) and command.follow_up is None and dice.random() < 0.5
-        place, moment, end = places.stopped(name, number, dice, [*command.files] if is_replacing else [])
-        try:
-            outcomes[check_end(command, end, number)] += 1
-            check_files(command, place, undisturbed.files, is_replacing)
-            assert end.code != 0 or is_whole_output(command, end, undisturbed.out)
-            if command.follow_up is not None:
-                command.follow_up(command, place, undisturbed.files)
-        except (AssertionError, DGemmaError, OSError, ValueError) as error:
-            faults.append(f"after {moment:.3f} s: {error}\n{end}")
-        shutil.rmtree(place)
-    print(f"\n{name}, {signal.Signals(number).name}: {dict(outcomes)}, {len(faults)} faults")
-    assert not faults, "\n\n".join(faults)
+    dice = random.Random(f"{SEED} {name} {int(number)}")
+    ends = [attempt(places, name, Stop([number]), dice) for _ in range(TIMES or COMMANDS[name].share)]
+    print(f"\n{name}, {signal.Signals(number).name}: {dict(Counter(outcome for outcome, _ in ends))}")
+    assert "".join(fault for _, fault in ends) == ""
+
+
+@pytest.mark.parametrize("how", ["twice", "hang-up"])
+@pytest.mark.parametrize("name", ["trace", "watch", "sweep", "report", "play"])
+def test_two_quick_signals_and_a_terminal_that_goes_away(places, name, how):
+    dice = random.Random(f"{SEED} {name} {how}")
+
+    def stop() -> Stop:
+        if how == "hang-up":
+            return Stop(hangs_up=True)
+        return Stop([signal.SIGINT, dice.choice([signal.SIGINT, signal.SIGTERM])], dice.choice([0, 0.01, 0.1]))
+
+    ends = [attempt(places, name, stop(), dice) for _ in range(TIMES or 1)]
+    print(f"\n{name}, {how}: {dict(Counter(outcome for outcome, _ in ends))}")
+    assert "".join(fault for _, fault in ends) == ""
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"watch", "play", "convert"}))
+def test_a_reader_that_goes_away_and_a_device_that_is_full(places, name):
+    """As `| head -1` and `>/dev/full` do."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = run(COMMANDS[name].line, places.make(), stdout=writer)
+    os.close(writer)
+    assert (gone.code, gone.err.count("error:"), gone.orphans) == (1, 0, [])
+    with open("/dev/full", "wb") as device:
+        full = run(COMMANDS[name].line, places.make(), stdout=device.fileno())
+    assert (full.code, full.err.count("error:"), full.orphans) == (1, 1, []) and "No space left" in full.err
+    assert not [mishap for mishap in MISHAPS if mishap in gone.err + full.err]

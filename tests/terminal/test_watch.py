@@ -47,7 +47,8 @@ def a_step(entropy: list[float], accepted: list[bool], clamped: list[bool] | Non
     flags = None if clamped is None else mx.array([clamped])
     return DenoisingStep(
         canvas_index=0, step=3, remaining=46, temperature=0.78, canvas=ids, draft=ids, entropy=mx.array([entropy]),
-        accepted=mx.array([accepted]), accepted_count=sum(accepted), mean_entropy=0.5, finished=False, clamped=flags,
+        log_p=mx.zeros(ids.shape), accepted=mx.array([accepted]), accepted_count=sum(accepted), mean_entropy=0.5,
+        finished=False, clamped=flags,
     )  # fmt: skip
 
 

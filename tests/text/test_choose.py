@@ -21,6 +21,11 @@ def embedded():
     return load()
 
 
+def test_labels_need_a_tokenizer(embedded):
+    with pytest.raises(DGemmaError, match=r"^labels are texts, and the checkpoint has no tokenizer files; add tok"):
+        choose(embedded[0], None, [2, 4], "{?}", ["yes", "no"])
+
+
 def ids_of(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 

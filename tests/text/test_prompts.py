@@ -101,7 +101,7 @@ def test_what_does_not_fit_the_positions_is_refused_before_any_work(engine):
     assert "template: a gap {999999999…} is longer" in refused(engine, "upper a", canvas="{" + "9" * 5000 + "}")
     assert "canvas: 4090 given tokens" in refused(engine, "upper a", canvas=[None] * 4090)
     assert engine.prepare(Request("upper a", canvas=[None] * 3000))
-    huge = GenerationConfig(max_new_tokens=10**30)
+    huge = GenerationConfig(max_new_tokens=2**62)
     assert "more than max_position_embeddings (4096)" in refused(engine, "upper a", settings=huge)
 
 
