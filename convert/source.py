@@ -22,8 +22,7 @@ from mlx_dgemma.checkpoint.headers import (
     rule_for,
     target_name,
 )
-from mlx_dgemma.checkpoint.loading import build_model
-from mlx_dgemma.checkpoint.tokenizer import load_tokenizer
+from mlx_dgemma.checkpoint.loading import build_model, load_tokenizer
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.config import ModelConfig, read_config

@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, sha256, shard_files
-from mlx_dgemma.checkpoint.tokenizer import FastTokenizer, SentencePieceTokenizer, load_tokenizer
+from mlx_dgemma.checkpoint.pieces import SENTENCEPIECE, SentencePieceTokenizer
+from mlx_dgemma.checkpoint.tokenizer import JSON, FastTokenizer
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file
@@ -209,3 +210,23 @@ def _generation_defaults(folder: Path, config: ModelConfig) -> GenerationConfig:
     else:
         defaults = GenerationConfig.from_dict(config.generation_config or {})
     return defaults.over(GenerationConfig(eos_token_id=list(config.eos_token_id)))
+
+
+def load_tokenizer(folder: Path) -> FastTokenizer | SentencePieceTokenizer | None:
+    """The tokenizer of a checkpoint folder, None if it has no tokenizer files.
+
+    Raises:
+        DGemmaError: files that cannot be read.
+    """
+    kinds: dict[str, type[FastTokenizer] | type[SentencePieceTokenizer]]
+    kinds = {JSON: FastTokenizer, SENTENCEPIECE: SentencePieceTokenizer}
+    for name, kind in kinds.items():
+        if (folder / name).is_file():
+            try:
+                return kind.from_folder(folder)
+            # `tokenizers` raises a bare Exception for a file that it cannot read
+            except Exception as error:
+                raise DGemmaError(
+                    f"the tokenizer in {folder} cannot be read ({first_line(error)}); download it again"
+                ) from None
+    return None

@@ -1,6 +1,6 @@
 """Prompts to token ids: text through the chat template, messages, ids as they are. What would be lost is refused."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeGuard
 

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer
 
 from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
-from mlx_dgemma.checkpoint.loading import EMBEDDED
-from mlx_dgemma.checkpoint.tokenizer import SentencePieceTokenizer, load_tokenizer
+from mlx_dgemma.checkpoint.loading import EMBEDDED, load_tokenizer
+from mlx_dgemma.checkpoint.pieces import SentencePieceTokenizer
 
 CORPUS = [
     "Why is the sky blue? Because air scatters blue light more than red light.",
