@@ -37,6 +37,8 @@ def normalised(messages: Sequence[object]) -> list[Message]:
         role = ROLES.get(message["role"])
         if role is None:
             raise DGemmaError(f"{where}: unknown role; known are {', '.join(ROLES)}")
+        if role != "assistant" and message.get("tool_calls"):
+            raise DGemmaError(f"{where}: tool_calls are the assistant's; leave them out")
         if message.get("function_call") is not None:
             raise DGemmaError(f"{where}: function_call is not supported; use tool_calls")
         if role == "tool":

@@ -97,7 +97,7 @@ class PrefixStore:
     def _restored(self, model: DiffusionGemma, ids: Sequence[int]) -> tuple[PrefixCache, dict[int, list[Held | None]]]:
         """The longest remembered beginning of some ids, and the turn ends in it."""
         with self._lock:
-            if self._model not in (None, model):
+            if self._model is not None and self._model is not model:
                 raise DGemmaError("a prefix store belongs to the model that it was first used with; make another one")
             self._model = model
             found = max(self.entries, key=lambda entry: entry.end_before(ids), default=None)

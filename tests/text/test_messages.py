@@ -99,6 +99,7 @@ def test_results_without_an_id_go_by_name_or_in_order():
         ([{"role": "assistant", "content": None}], "message 1 (assistant) has no content"),
         ([{"role": "assistant", "content": "", "reasoning": 3}], "reasoning is a int; give a text"),
         ([{"role": "assistant", "tool_calls": "x"}], "tool_calls is a str; give a list"),
+        ([{"role": "user", "content": "a", "tool_calls": [1]}], "tool_calls are the assistant's; leave them out"),
         ([{"role": "assistant", "tool_calls": [3]}], "call 1 has no function with a name"),
         ([{"role": "assistant", "tool_calls": [call("{")]}], "the arguments of call 1 (f) are not JSON"),
         ([{"role": "assistant", "tool_calls": [call("[" * 99999)]}], "the arguments of call 1 (f) are not JSON"),

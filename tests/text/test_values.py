@@ -53,7 +53,7 @@ def test_what_is_no_noise(engine, noise):
 
 @pytest.mark.parametrize("calls", [5, "x", {"a": 1}, True])
 def test_what_are_no_tool_calls(engine, calls):
-    messages = [{"role": "user", "content": "a", "tool_calls": calls}]
+    messages = [{"role": "assistant", "content": "a", "tool_calls": calls}]
     assert "tool_calls is a" in refused(lambda: engine.prepare(Request(messages)))
 
 
