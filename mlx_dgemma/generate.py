@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
@@ -54,17 +55,40 @@ def run(request: Request, options: Options) -> int:
     progress.show("loading …")
     try:
         engine = load_engine(options.model, options.dtype, wire=options.wire, quiet=options.quiet)
+        engine = _remembering(engine, options, progress)
         engine.prepare(request)  # what cannot be done is told before what will not be right
         if engine.checkpoint == "embedded" and not options.quiet and not is_known(_user(request)):
             progress.clear()
             say(UNKNOWN)
-        if options.choices is not None:
-            return _choose(engine, request, options, progress)
-        if request.samples > 1:
-            return _samples(engine, request, options, progress)
-        return _text(engine, request, options, progress)
+        answer = _choose if options.choices is not None else _samples if request.samples > 1 else _text
+        code = answer(engine, request, options, progress)
+        _kept(engine)
+        return code
     finally:
         progress.clear()
+
+
+def _kept(engine: Engine) -> None:
+    """Keeps what was encoded; a failure is told, as the text is there."""
+    try:
+        if engine.prefixes is not None:
+            engine.prefixes.save()
+    except DGemmaError as error:
+        say(f"note: {error}")
+
+
+def _remembering(engine: Engine, options: Options, progress: ProgressLine) -> Engine:
+    """The engine, with what earlier runs encoded."""
+    if options.prefix_cache is None:
+        return engine
+    from mlx_dgemma.text.kept import PrefixFolder
+    from mlx_dgemma.text.prefixes import PrefixStore
+
+    def tell(line: str) -> None:
+        progress.clear()
+        say(line)
+
+    return replace(engine, prefixes=PrefixStore(shelf=PrefixFolder(options.prefix_cache, engine.model, tell=tell)))
 
 
 def _text(engine: Engine, request: Request, options: Options, progress: ProgressLine) -> int:

@@ -29,6 +29,7 @@ class Options:
         json, quiet, watch: how it is shown.
         watch_delay: seconds that each step is seen at least.
         show_thoughts: whether thoughts are printed, on stderr.
+        prefix_cache: folder of encoded prompts.
         dtype, wire: how the checkpoint is loaded, see `terminal.start`.
     """
 
@@ -41,6 +42,7 @@ class Options:
     watch: bool
     watch_delay: float
     show_thoughts: bool
+    prefix_cache: str | None
     dtype: str | None
     wire: bool
 
@@ -68,6 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     stderr.add_argument("--watch", action="store_true", help="show the canvas on the terminal while it is denoised")
     about = f"with --watch, how long each step is seen at least (default: {WATCH_DELAY})"
     add("--watch-delay", type=float, metavar="SECONDS", help=about)
+    about = "keep encoded prompts in FOLDER, so that the next run with the same beginning does not encode it again"
+    add("--prefix-cache", metavar="FOLDER", help=about)
     _add_conversation(parser)
     _add_steering(parser)
     add_settings(parser)
@@ -190,5 +194,5 @@ def options_of(args: argparse.Namespace) -> Options:
     choices = args.choose and [[label.strip() for label in own.split(",")] for own in args.choose]
     template = "{?}" if args.template is None else args.template
     delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay
-    shown = args.json, args.quiet, args.watch, delay, args.show_thoughts
+    shown = args.json, args.quiet, args.watch, delay, args.show_thoughts, args.prefix_cache
     return Options(args.model, template, choices, args.trace, *shown, args.dtype, args.wire)

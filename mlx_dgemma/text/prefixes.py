@@ -10,6 +10,7 @@ Ids are integers that name what was read: of tokens, and of whatever else takes 
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -55,11 +56,27 @@ class Entry:
         return max((end for end in self.ends if end <= shared), default=0)
 
 
+class Shelf(Protocol):
+    """Where entries are kept beyond memory, see `kept.PrefixFolder`."""
+
+    def find(self, ids: Sequence[int], better_than: int) -> Entry | None:
+        """An entry that shares more of some ids, up to a turn's end."""
+
+    def save(self, entries: Sequence[Entry]) -> None:
+        """Keeps what is new."""
+
+
 class PrefixStore:
     """Entries of one model, up to a budget; the least recently used goes first."""
 
-    def __init__(self, budget: int | None = None):
-        """`budget`: bytes; by default what the weights leave of the machine's memory, at most 2 GB."""
+    def __init__(self, budget: int | None = None, shelf: Shelf | None = None):
+        """What remembers prompts.
+
+        Args:
+            budget: bytes; by default a quarter of what the weights leave of the machine's memory, at most 2 GB.
+            shelf: where `save` keeps entries, and where they are looked for.
+        """
+        self._shelf = shelf
         if budget is not None and (type(budget) is not int or budget < 0):
             raise DGemmaError(f"the budget of a prefix store is in bytes, 0 or more; got {budget!r}")
         self.budget = budget
@@ -94,6 +111,15 @@ class PrefixStore:
         self._keep(Entry(tuple(ids), _full(cache), _last(kept)), model)
         return cache, cached
 
+    def save(self) -> None:
+        """Keeps the entries beyond memory.
+
+        Raises:
+            DGemmaError: they cannot be written.
+        """
+        if self._shelf is not None:
+            self._shelf.save(self.entries)
+
     def _restored(self, model: DiffusionGemma, ids: Sequence[int]) -> tuple[PrefixCache, dict[int, list[Held | None]]]:
         """The longest remembered beginning of some ids, and the turn ends in it."""
         with self._lock:
@@ -102,6 +128,8 @@ class PrefixStore:
             self._model = model
             found = max(self.entries, key=lambda entry: entry.end_before(ids), default=None)
             length = 0 if found is None else found.end_before(ids)
+            if self._shelf is not None and (better := self._shelf.find(ids, length)) is not None:
+                found, length = better, better.end_before(ids)
             if found is None or not length:
                 return model.make_cache(), {}
             self._clock += 1
