@@ -89,7 +89,9 @@ class Plan:
 
     def shards(self, limit: int = SHARD_BYTES) -> list[tuple[Job, ...]]:
         """Consecutive jobs, at most `limit` bytes together; a module is never torn apart."""
-        shards, current, size = [], [], 0
+        shards: list[tuple[Job, ...]] = []
+        current: list[Job] = []
+        size = 0
         for job in self.jobs:
             if current and size + job.nbytes > limit:
                 shards.append(tuple(current))
@@ -116,7 +118,7 @@ class Plan:
 
     def by_part(self) -> dict[str, tuple[int, int]]:
         """Elements and bytes by part of the model."""
-        totals = {}
+        totals: dict[str, tuple[int, int]] = {}
         for job in self.jobs:
             elements, nbytes = totals.get(job.part, (0, 0))
             totals[job.part] = (elements + math.prod(job.source.shape), nbytes + job.nbytes)
@@ -125,7 +127,7 @@ class Plan:
 
 def _origin(source: SourceTensor) -> list[Any]:
     """What identifies a source tensor: two checkpoints of one architecture must not be taken for each other."""
-    origin = [source.made, str(source.format)]
+    origin: list[Any] = [source.made, str(source.format)]
     for info in filter(None, (source.info, source.scales, source.biases)):
         status = info.file.stat()
         origin += [str(info.file.resolve()), status.st_size, status.st_mtime_ns, info.offset]
@@ -146,8 +148,8 @@ def make_plan(source: Source, rules: Rules, dtype: str | None = None) -> Plan:
         outputs = _outputs(target, tensor.shape, dtype or own, format)
         is_copy = format is not None and format == tensor.format
         jobs.append(Job(target, tensor, dtype or own, format, outputs, is_copy))
-    for pattern, format in rules:
-        if format != recipes.KEEP and not any(re.fullmatch(pattern, job.path) for job in jobs):
+    for pattern, wanted in rules:
+        if wanted != recipes.KEEP and not any(re.fullmatch(pattern, job.path) for job in jobs):
             raise DGemmaError(f"no module matches {pattern.removeprefix('.*(?:').removesuffix(').*')!r}")
     return Plan(tuple(jobs), tuple(notes), source.dropped)
 
@@ -155,10 +157,10 @@ def make_plan(source: Source, rules: Rules, dtype: str | None = None) -> Plan:
 def _choose(target: str, tensor: SourceTensor, rules: Rules) -> tuple[Format | None, str]:
     path = target.removesuffix(".weight")
     wanted = recipes.format_of(path, rules) if _QUANTIZABLE.fullmatch(path) else None
-    if wanted == recipes.KEEP:
-        return tensor.format, ""
     if wanted is None:
         return None, ""
+    if isinstance(wanted, str):  # KEEP
+        return tensor.format, ""
     width = tensor.shape[-1]
     format = wanted.fitting(width)
     if format is None:

@@ -29,7 +29,7 @@ class Format:
     group_size: int
     mode: str = "affine"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise DGemmaError(f"quantization mode {self.mode!r} is unknown, use one of {', '.join(MODES)}")
         bits, groups = MODES[self.mode]

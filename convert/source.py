@@ -11,7 +11,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_dgemma.checkpoint.headers import (
     TEXT_RULES,
@@ -80,8 +79,9 @@ class SourceTensor:
             return gemma4.initial_value(self.made, self.shape)[start:stop]
         values = self.packed(start, stop)
         if self.format is not None:
-            f, (weight, scales, *biases) = self.format, values
-            values = (mx.dequantize(weight, scales, *(biases or [None]), f.group_size, f.bits, mode=f.mode),)
+            f, (weight, scales, *rest) = self.format, values
+            biases = rest[0] if rest else None
+            values = (mx.dequantize(weight, scales, biases, f.group_size, f.bits, mode=f.mode),)
         if not mx.isfinite(values[0]).all().item():
             raise DGemmaError(f"{self.info.file}: tensor {self.info.name} has NaN or Inf; download it again")
         return values[0]
@@ -175,7 +175,12 @@ def _group(named: dict[str, TensorInfo], quantization: dict[str, Any] | None) ->
             options = own if isinstance(own, dict) else quantization
             format = Format(options["bits"], options["group_size"], options.get("mode", "affine"))
             shape = (*info.shape[:-1], info.shape[-1] * 32 // format.bits)
-            tensors[target] = SourceTensor(info, shape, named[f"{path}.scales"], named.get(f"{path}.biases"), format)
+            scales, biases = named[f"{path}.scales"], named.get(f"{path}.biases")
+            groups = (*shape[:-1], shape[-1] // format.group_size)
+            parts = (scales, biases) if format.mode == "affine" else (scales,)
+            if any(part is None or part.shape != groups for part in parts):
+                raise DGemmaError(f"{info.file}: {path} lacks scales or biases of shape {groups}; download it again")
+            tensors[target] = SourceTensor(info, shape, scales, biases, format)
     return tensors
 
 
@@ -192,7 +197,7 @@ def _made(config: ModelConfig, tensors: dict[str, SourceTensor]) -> dict[str, So
 def _check(folder: Path, config: ModelConfig, tensors: dict[str, SourceTensor]) -> None:
     """Every text tensor is there, in the shape that config.json asks for."""
     dense = build_model(dataclasses.replace(config, quantization=None))
-    expected = {name: tuple(p.shape) for name, p in tree_flatten(dense.parameters())}
+    expected = {name: tuple(p.shape) for name, p in dense.tensors().items()}
     for name, shape in expected.items():
         if name not in tensors:
             raise DGemmaError(f"{folder}: tensor {name} {shape} is missing; download it again")

@@ -48,8 +48,8 @@ def squared_error(source: SourceTensor, written: SourceTensor) -> tuple[float, f
     for start, stop in source.runs():
         before = source.rows(start, stop).astype(mx.float32)
         after = written.rows(start, stop).astype(mx.float32)
-        error += mx.square(after - before).sum().item()
-        norm += mx.square(before).sum().item()
+        error += float(mx.square(after - before).sum())
+        norm += float(mx.square(before).sum())
     return error, norm
 
 
@@ -66,7 +66,7 @@ def logits_divergence(source: Source, target: Path) -> str:
     values = []
     for index in range(len(PROMPTS)):
         p, q = (_log_probabilities(model, tokenizer, index) for model in (before, after))
-        values.append((mx.exp(p) * (p - q)).sum(axis=-1).mean().item())
+        values.append(float((mx.exp(p) * (p - q)).sum(axis=-1).mean()))
     return f"KL of denoiser logits: {sum(values) / len(values):.2e} nats per position over {len(values)} prompts"
 
 
@@ -74,10 +74,10 @@ def _log_probabilities(model: DiffusionGemma, tokenizer: Tokenizer | None, index
     """Log-softmax of the logits (1, C, V) for a prompt and a seeded random canvas."""
     key, config = mx.random.key(index), model.config
     if tokenizer is None:
-        ids = mx.random.randint(0, config.vocab_size, (16,), key=key).tolist()
+        ids = mx.random.randint(0, config.vocab_size, (16,), key=key)
     else:
-        ids = prompt_ids(tokenizer, PROMPTS[index])
+        ids = mx.array(prompt_ids(tokenizer, PROMPTS[index]))
     cache = model.make_cache()
-    prefill(model, mx.array([ids]), cache)
+    prefill(model, ids[None], cache)
     logits = model.denoise(mx.random.randint(0, config.vocab_size, (1, config.canvas_length), key=key), cache)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)

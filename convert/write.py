@@ -34,8 +34,10 @@ def write_weights(plan: Plan, partial: Path, record: dict[str, Any], progress: P
 
 def write_shard(path: Path, jobs: tuple[Job, ...], progress: Progress) -> None:
     """One safetensors file: the header from the plan, then each tensor slice by slice at its place."""
-    header, offset = {"__metadata__": {"format": "mlx"}}, 0
+    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    offset, starts = 0, dict[str, int]()
     for output in _outputs_by_alignment(jobs):
+        starts[output.name] = offset
         header[output.name] = {
             "dtype": output.dtype,
             "shape": list(output.shape),
@@ -47,7 +49,7 @@ def write_shard(path: Path, jobs: tuple[Job, ...], progress: Progress) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.flush()
-        places = {o.name: 8 + len(text) + header[o.name]["data_offsets"][0] for job in jobs for o in job.outputs}
+        places = {name: 8 + len(text) + start for name, start in starts.items()}
         for job in jobs:
             _write_job(file.fileno(), job, places, progress)
         os.fsync(file.fileno())
@@ -95,4 +97,4 @@ def _cast(values: mx.array, job: Job) -> mx.array:
 def to_bytes(array: mx.array) -> memoryview:
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
-    return memoryview(np.ascontiguousarray(np.array(array, copy=False))).cast("B")
+    return np.ascontiguousarray(np.array(array, copy=False)).data.cast("B")

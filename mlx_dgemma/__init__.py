@@ -32,13 +32,15 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> object:
-    # Imported at first use: MLX takes a moment, and `--help` should not.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker that knew of it would take any name
+
+    def __getattr__(name: str) -> object:
+        # Imported at first use: MLX takes a moment, and `--help` should not.
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlx_dgemma.errors import DGemmaError
 
@@ -54,6 +55,10 @@ def _refused(why: str) -> DGemmaError:
     return DGemmaError(f"the chat template refuses these messages: {why}")
 
 
+def _too_large(size: int) -> DGemmaError:
+    return DGemmaError(f"the chat template makes more than {size:,} characters; use another checkpoint's")
+
+
 class Worker:
     """A process that renders templates, one at a time; started when it is needed, and again when it was stopped."""
 
@@ -68,10 +73,13 @@ class Worker:
             request = json.dumps({"source": source, "variables": variables}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise _refused(f"they are not JSON ({error})") from None
+        size = max(self.size, 4 * len(request))
         with self._lock:
-            answer = self._ask(request, max(self.size, 4 * len(request)))
+            answer = self._ask(request, size)
         if "error" in answer:
             raise _refused(answer["error"])
+        if len(answer["text"]) > size:
+            raise _too_large(size)
         return answer["text"]
 
     def close(self) -> None:
@@ -83,16 +91,16 @@ class Worker:
 
     def _ask(self, request: bytes, size: int) -> dict[str, str]:
         try:
-            line = self._exchange(request, size)
-            return json.loads(line)
+            answer: dict[str, str] = json.loads(self._exchange(request, size))
+            return answer
         except BaseException:  # a Ctrl-C as well: half an answer must not be the next one's beginning
             self.close()
             raise
 
     def _exchange(self, request: bytes, size: int) -> bytes:
-        process = self._start()
+        process, source, sink = self._start()
         deadline = time.monotonic() + self.seconds
-        writer = threading.Thread(target=_send, args=(process, request), daemon=True)  # it may wait for the reader
+        writer = threading.Thread(target=_send, args=(sink, request), daemon=True)  # it may wait for the reader
         writer.start()
         line, look_at = bytearray(), time.monotonic() + LOOK_AFTER
         while not line.endswith(b"\n"):
@@ -102,24 +110,27 @@ class Worker:
             if now >= look_at:
                 self._check_memory(process.pid)
                 look_at = now + LOOK_AFTER
-            ready, _, _ = select.select([process.stdout], [], [], min(deadline, look_at) - now)
+            ready, _, _ = select.select([source], [], [], min(deadline, look_at) - now)
             if ready:
-                part = process.stdout.read1(1 << 20)
+                part = source.read1(1 << 20)
                 if not part:
                     raise DGemmaError("the chat template ended the process that rendered it; use another checkpoint's")
                 line += part
             if len(line) > 6 * size:  # as JSON, a character takes up to six bytes
-                raise DGemmaError(f"the chat template makes more than {size:,} characters; use another checkpoint's")
+                raise _too_large(size)
         return bytes(line)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> tuple[subprocess.Popen[bytes], BufferedReader, IO[bytes]]:
+        """The process, what it writes, and what it reads."""
         if self._process is None or self._process.poll() is not None:
             command = [sys.executable, "-I", str(Path(__file__).with_name("jinja_worker.py"))]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env={},
                 start_new_session=True,
             )  # fmt: skip
-        return self._process
+        process = self._process
+        assert isinstance(process.stdout, BufferedReader) and process.stdin is not None  # both are pipes
+        return process, process.stdout, process.stdin
 
     def _check_memory(self, pid: int) -> None:
         """Where the operating system does not bound a process's memory, somebody must look."""
@@ -128,9 +139,9 @@ class Worker:
             raise DGemmaError(f"the chat template used more than {self.memory >> 20} MB; use another checkpoint's")
 
 
-def _send(process: subprocess.Popen[bytes], request: bytes) -> None:
+def _send(sink: IO[bytes], request: bytes) -> None:
     try:
-        process.stdin.write(request + b"\n")
-        process.stdin.flush()
+        sink.write(request + b"\n")
+        sink.flush()
     except OSError:
         pass  # it has ended, which the reader finds out

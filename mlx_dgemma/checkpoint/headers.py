@@ -59,7 +59,8 @@ RULES = (Rule(VISION, reason="images are not supported yet"), *TEXT_RULES)
 def target_name(name: str, rules: tuple[Rule, ...] = RULES) -> str | None:
     """The module path of a checkpoint's tensor; None if it is dropped on purpose."""
     rule = rule_for(name, rules)
-    return None if rule.target is None else rule.pattern.fullmatch(name).expand(rule.target)
+    match = rule.pattern.fullmatch(name)
+    return None if match is None or rule.target is None else match.expand(rule.target)
 
 
 def rule_for(name: str, rules: tuple[Rule, ...] = RULES) -> Rule:
@@ -157,7 +158,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _tensor_info(name: str, entry: dict, file: Path, base: int, size: int) -> TensorInfo:
+def _tensor_info(name: str, entry: dict[str, Any], file: Path, base: int, size: int) -> TensorInfo:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):

@@ -3,12 +3,12 @@
 import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, sha256, shard_files
 from mlx_dgemma.checkpoint.tokenizer import FastTokenizer, SentencePieceTokenizer, load_tokenizer
@@ -114,11 +114,10 @@ def load_model(
     """
     sources = by_target(read_headers(folder))
     model = build_model(config, set(sources))
-    parameters = tree_flatten(model.parameters())
-    _check_shapes(sources, dict(parameters))
+    _check_shapes(sources, model.tensors())
     dtype = _choose_dtype(dtype, sources["model.decoder.norm.weight"])
     model.load_weights(list(_read_weights(sources, dtype).items()))
-    for _, parameter in tree_flatten(model.parameters()):
+    for parameter in model.tensors().values():
         mx.eval(parameter)  # one by one, so that a converted tensor's source is gone before the next is read
     for module in model.modules() if fuse else ():
         if isinstance(module, Attention | GatedMLP | Router):
@@ -129,7 +128,7 @@ def load_model(
     return model
 
 
-def build_model(config: ModelConfig, names: set[str] = frozenset()) -> DiffusionGemma:
+def build_model(config: ModelConfig, names: Collection[str] = ()) -> DiffusionGemma:
     """The module tree without weights (all lazy): quantized where the config and the checkpoint's `names` say so."""
     try:
         model = DiffusionGemma(config)
@@ -143,7 +142,8 @@ def build_model(config: ModelConfig, names: set[str] = frozenset()) -> Diffusion
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if not hasattr(module, "to_quantized"):
             return False
-        return options.get(path, f"{path}.scales" in names)
+        own: bool | dict[str, Any] = options.get(path, f"{path}.scales" in names)
+        return own
 
     try:
         nn.quantize(model, **default, class_predicate=predicate)
@@ -194,9 +194,11 @@ def _read_weights(sources: dict[str, TensorInfo], dtype: mx.Dtype) -> dict[str, 
 def _lazy_arrays(file: Path) -> dict[str, mx.array]:
     """MLX's own reading of a file, which may refuse a header that ours takes: metadata that are no texts, say."""
     try:
-        return mx.load(str(file), format="safetensors")
+        arrays = mx.load(str(file), format="safetensors")
     except (RuntimeError, ValueError) as error:
         raise DGemmaError(f"{file} cannot be read ({first_line(error)}); download it again") from None
+    assert isinstance(arrays, dict)  # what this format is read as
+    return arrays
 
 
 def _generation_defaults(folder: Path, config: ModelConfig) -> GenerationConfig:

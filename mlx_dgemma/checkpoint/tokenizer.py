@@ -264,6 +264,7 @@ def load_tokenizer(folder: Path) -> FastTokenizer | SentencePieceTokenizer | Non
     Raises:
         DGemmaError: files that cannot be read.
     """
+    kinds: dict[str, type[FastTokenizer] | type[SentencePieceTokenizer]]
     kinds = {JSON: FastTokenizer, SENTENCEPIECE: SentencePieceTokenizer}
     for name, kind in kinds.items():
         if (folder / name).is_file():

@@ -107,19 +107,19 @@ def denoise_canvas(
     pending = canvas.submit(denoiser.begin(canvas.tokens, None), config.max_denoising_steps)
     is_eager = not cpu.on_cpu()
     while pending.step.remaining > 1:
-        ahead: Begun | None = denoiser.begin(canvas.tokens, canvas.soft)
+        ahead, is_taken = denoiser.begin(canvas.tokens, canvas.soft), False
         try:
             event = pending.read()
             canvas.learn(event, pending.groups)
             if is_eager and not event.finished:
-                pending, ahead = canvas.submit(ahead, event.remaining - 1), None
+                pending, is_taken = canvas.submit(ahead, event.remaining - 1), True
             yield event
             if event.finished:
                 return
             if not is_eager:
-                pending, ahead = canvas.submit(ahead, event.remaining - 1), None
+                pending, is_taken = canvas.submit(ahead, event.remaining - 1), True
         finally:
-            if ahead is not None:
+            if not is_taken:
                 denoiser.cancel()
     yield pending.read()
 
@@ -157,8 +157,8 @@ class _Canvas(Generic[Begun]):
         self.finished = self.finished | sampler.is_done(step)
         self.draft, self.log_p, self.soft = step.draft, step.log_p, prediction.soft
         self.earlier = (*self.earlier, EarlierStep(step.draft, step.entropy, accepted))
-        summary = [accepted.sum()[None], step.mean_entropy.mean()[None], self.finished]
-        summary = mx.concatenate(summary).astype(mx.float32)
+        told = [accepted.sum()[None], step.mean_entropy.mean()[None], self.finished]
+        summary = mx.concatenate(told).astype(mx.float32)
         results = [summary, self.tokens, step.draft, step.entropy, accepted, step.log_p]
         memory.start([*results, *(a for a in (self.soft, prediction.groups) if a is not None)])
         return _Pending(self.index, step, accepted, summary, prediction.groups)
@@ -199,7 +199,7 @@ class _Pending:
 
     def read(self) -> DenoisingStep:
         """The event: the step's one host synchronisation."""
-        accepted_count, mean_entropy, *flags = self.summary.tolist()
+        accepted_count, mean_entropy, *flags = memory.floats(self.summary)
         if not math.isfinite(mean_entropy):
             raise DGemmaError(
                 f"canvas {self.index + 1}: the model's output is not a number; the checkpoint is damaged (load it with "
@@ -246,10 +246,14 @@ def _stitch(
         if cache.length + shape[1] > model.config.max_position_embeddings:
             return
         steering = steerings[index] if index < len(steerings) else None
-        step = None
+        step: DenoisingStep | None = None
         for step in denoise_canvas(denoiser, config, noise, shape, index, steering):
             yield step
-        draft = step.draft if step else mx.broadcast_to(steering.given, shape)
+        if step is not None:
+            draft = step.draft
+        else:
+            assert steering is not None and steering.given is not None  # no step is made for a canvas given whole
+            draft = mx.broadcast_to(steering.given, shape)
         mx.clear_cache()  # buffers of this canvas's sizes; the next prefix is longer, or there is none
         yield CommittedCanvas(index, draft, step.step if step else 0)
         if index + 1 < max_canvases:

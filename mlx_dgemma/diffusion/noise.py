@@ -49,16 +49,15 @@ class Rows:
         """Uniform token ids (B, C)."""
         if not isinstance(self.noise, Sequence):
             return mx.array(self.noise.tokens(self.shape))
-        return self._rows([n.tokens((1, self.shape[1])) if a else None for n, a in self._sources()])
+        rows = zip(self.noise, self.active, strict=True)
+        return self._rows([own.tokens((1, self.shape[1])) if draws else None for own, draws in rows])
 
     def uniform(self) -> mx.array:
         """Uniform floats (B, C) in [0, 1)."""
         if not isinstance(self.noise, Sequence):
             return mx.array(self.noise.uniform(self.shape))
-        return self._rows([n.uniform((1, self.shape[1])) if a else None for n, a in self._sources()])
-
-    def _sources(self) -> list[tuple[Noise, bool]]:
-        return list(zip(self.noise, self.active, strict=True))
+        rows = zip(self.noise, self.active, strict=True)
+        return self._rows([own.uniform((1, self.shape[1])) if draws else None for own, draws in rows])
 
     def _rows(self, drawn: list[mx.array | None]) -> mx.array:
         nothing = mx.zeros_like(mx.array(next(row for row in drawn if row is not None)))

@@ -110,7 +110,7 @@ class Sampler:
     @classmethod
     def of(cls, settings: GenerationConfig) -> Sampler:
         """The published strategies with these settings' numbers, or what takes their place."""
-        named = {"categorical": Categorical(), "argmax": Argmax()}
+        named: dict[str, TokenChoice] = {"categorical": Categorical(), "argmax": Argmax()}
         choice = settings.token_choice
         return cls(
             settings.temperature_schedule or LinearSchedule(settings.t_min, settings.t_max),

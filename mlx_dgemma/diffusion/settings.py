@@ -69,7 +69,7 @@ class GenerationConfig:
         object.__setattr__(config, "_given", frozenset(given))
         return config
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _positive_int("max_new_tokens", self.max_new_tokens)
         _positive_int("max_denoising_steps", self.max_denoising_steps)
         for name in ("t_min", "t_max"):
@@ -157,7 +157,8 @@ class GenerationConfig:
 
 
 # `__new__` hides the fields from `help` and completion
-GenerationConfig.__signature__ = Signature(list(signature(GenerationConfig.__init__).parameters.values())[1:])
+_fields = Signature(list(signature(GenerationConfig.__init__).parameters.values())[1:])
+GenerationConfig.__signature__ = _fields  # type: ignore[attr-defined]  # what `inspect` looks for; no field
 _DEFAULTS = {f.name: f.default for f in fields(GenerationConfig)}
 
 

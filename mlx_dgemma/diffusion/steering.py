@@ -38,13 +38,15 @@ class Steering:
     def start(self, noise: Rows) -> mx.array:
         """The first canvas (B, C)."""
         canvas = noise.tokens()
-        if self.draft is not None:
+        if self.draft is not None and self.keep is not None:
             canvas = mx.where(self.keep, self.draft, canvas)
         return self.clamp(canvas)
 
     def clamp(self, tokens: mx.array) -> mx.array:
         """Tokens (B, C) with the given ones in their places."""
-        return tokens if self.clamped is None else mx.where(self.clamped, self.given, tokens)
+        if self.clamped is None or self.given is None:
+            return tokens
+        return mx.where(self.clamped, self.given, tokens)
 
     def keep_given(self, accepted: mx.array) -> mx.array:
         """Accepted positions (B, C) and the given ones, which always are."""

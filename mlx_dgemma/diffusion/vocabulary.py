@@ -105,17 +105,19 @@ class EmbeddingTable:
         """Embeddings of ids of any shape: (…) -> (…, H)."""
         e = self.embedding
         rows = e.weight[ids]
-        if self.is_quantized:
-            biases = None if e.get("biases") is None else e.biases[ids]
+        if isinstance(e, nn.QuantizedEmbedding):
+            biases = e.get("biases")
+            biases = None if biases is None else biases[ids]
             rows = mx.dequantize(rows, e.scales[ids], biases, e.group_size, e.bits, mode=e.mode)
         return rows.astype(dtype)
 
     def _product(self, x: mx.array, start: int, stop: int, *, transpose: bool) -> mx.array:
         e = self.embedding
-        if self.is_quantized and trust.is_trusted("sliced products"):
-            biases = None if e.get("biases") is None else e.biases[start:stop]
-            block = e.weight[start:stop], e.scales[start:stop], biases
-            return mx.quantized_matmul(x, *block, transpose, e.group_size, e.bits, e.mode)
+        if isinstance(e, nn.QuantizedEmbedding) and trust.is_trusted("sliced products"):
+            biases = e.get("biases")
+            biases = None if biases is None else biases[start:stop]
+            block, scales = e.weight[start:stop], e.scales[start:stop]
+            return mx.quantized_matmul(x, block, scales, biases, transpose, e.group_size, e.bits, e.mode)
         # where kernels cannot read quantized rows in their places, they are gathered and multiplied as floats
         rows = self.rows(mx.arange(start, stop), x.dtype) if self.is_quantized else e.weight[start:stop]
         return x @ (rows.T if transpose else rows)
@@ -135,7 +137,9 @@ class Block:
 def predict(hidden: mx.array, table: EmbeddingTable, query: Query, block: int | None = None) -> Prediction:
     """One walk over the vocabulary for hidden states (B, C, H); see the module's description."""
     width = -(-(block or BLOCK) // GROUP) * GROUP
-    temperature, blocks, soft, x = mx.array(query.temperature, mx.float32), [], None, hidden
+    temperature, x = mx.array(query.temperature, mx.float32), hidden
+    blocks: list[Block] = []
+    soft: mx.array | None = None
     dense = None if query.rows is None else query.rows.order[: query.rows.dense]
     wants_mix = query.wants_soft and (dense is None or dense.size > 0)
     for start in range(0, table.size, width):
@@ -175,7 +179,7 @@ def _conclude(
         final = (masses * mx.exp(own - maximum)[..., None]).flatten(2)  # (B, C, groups), the likeliest id has 1
         groups = (final >= math.exp(-query.cutoff)).sum(axis=-1)
         if query.wants_soft and query.rows is not None:
-            soft = _with_sparse_rows(soft, hidden, table, query, final, relative_to)
+            soft = _with_sparse_rows(soft, hidden, table, query.rows, query.cutoff, final, relative_to)
     if soft is not None:
         soft = fused.normalized(soft, total, table.scale)
     proposal = argmax
@@ -187,11 +191,11 @@ def _conclude(
 
 
 def _with_sparse_rows(
-    soft: mx.array | None, hidden: mx.array, table: EmbeddingTable, query: Query, masses: mx.array,
-    relative_to: tuple[mx.array, mx.array],
+    soft: mx.array | None, hidden: mx.array, table: EmbeddingTable, which: SoftRows, cutoff: float,
+    masses: mx.array, relative_to: tuple[mx.array, mx.array],
 ) -> mx.array:  # fmt: skip
     """The sums of all rows (B, C, H): those of the dense ones (R, H) and, from their heaviest groups, the others'."""
-    sparse = query.rows.order[query.rows.dense :]
+    sparse = which.order[which.dense :]
     if sparse.size:
         x, maximum, masses = (_picked(a, sparse) for a in (hidden, relative_to[0], masses))  # (N, …)
         kept = min(KEPT, masses.shape[-1])
@@ -201,10 +205,11 @@ def _with_sparse_rows(
         logits = (rows @ x[..., None]).squeeze(-1)
         size = mx.array(table.size, ids.dtype)
         p = fused.tempered_exp_below(logits, maximum, table.cap, relative_to[1], ids, size)
-        p = mx.where(p >= math.exp(-query.cutoff), p, 0).astype(rows.dtype)
+        p = mx.where(p >= math.exp(-cutoff), p, 0).astype(rows.dtype)
         mixed = (p[:, None] @ rows).squeeze(1).astype(mx.float32)
         soft = mixed if soft is None else mx.concatenate([soft, mixed])
-    return soft[mx.argsort(query.rows.order)].reshape(hidden.shape)
+    assert soft is not None  # no rows are dense only where some are sparse
+    return soft[mx.argsort(which.order)].reshape(hidden.shape)
 
 
 def _picked(x: mx.array, rows: mx.array | None) -> mx.array:

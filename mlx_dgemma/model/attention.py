@@ -62,7 +62,8 @@ class Attention(nn.Module):
 
     def _project(self, x: mx.array) -> mx.array:
         if "qkv_proj" in self:
-            return self.qkv_proj(x)
+            together: mx.array = self.qkv_proj(x)
+            return together
         return mx.concatenate([self[name](x) for name in self._projections()], axis=-1)
 
     def _norm_weight(self) -> mx.array:

@@ -58,14 +58,20 @@ class LayerCache:
         return self._view(self.length + k.shape[2])
 
     def _view(self, end: int) -> tuple[mx.array, mx.array]:
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        keys, values = self._buffers()
+        return keys[:, :, :end], values[:, :, :end]
+
+    def _buffers(self) -> tuple[mx.array, mx.array]:
+        assert self.keys is not None and self.values is not None  # both are there from the first write on
+        return self.keys, self.values
 
     def _write(self, k: mx.array, v: mx.array) -> None:
         end = self.length + k.shape[2]
         if end > self.capacity:
             self._grow(k, end)
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
+        keys, values = self._buffers()
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
 
     def _grow(self, like: mx.array, needed: int) -> None:
         batch, heads, _, head_dim = like.shape
@@ -106,7 +112,7 @@ class PrefixCache:
         taken.length = self.length
         for layer, own in zip(self.layers, taken.layers, strict=True):
             own.length, own.reserved = layer.length, layer.reserved
-            if layer.keys is not None:
+            if layer.keys is not None and layer.values is not None:
                 own.keys, own.values = (a[mx.array(rows), :, : layer.length] for a in (layer.keys, layer.values))
         return taken
 

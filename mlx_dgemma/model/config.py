@@ -257,7 +257,7 @@ def published_dialect(text: dict[str, Any]) -> dict[str, Any]:
 
 def quantization_of(content: dict[str, Any]) -> dict[str, Any] | None:
     """MLX's `quantization` dict of a config.json: group_size, bits, mode, and overrides by module path."""
-    quantization = content.get("quantization")
+    quantization: dict[str, Any] | None = content.get("quantization")
     if quantization is None and content.get("quantization_config") is not None:
         foreign = content["quantization_config"]
         method = foreign.get("quant_method", "unknown") if isinstance(foreign, dict) else foreign

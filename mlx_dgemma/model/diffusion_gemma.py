@@ -44,7 +44,8 @@ class Layer(nn.Module):
         weights, chosen = self.router(residual)  # the router reads the raw residual stream
         sparse = self.experts(self.pre_feedforward_layernorm_2(residual), weights, chosen)
         sparse = self.post_feedforward_layernorm_2(sparse)
-        return fused.add_and_scale(residual, self.post_feedforward_layernorm(dense + sparse), scalar)
+        out: mx.array = fused.add_and_scale(residual, self.post_feedforward_layernorm(dense + sparse), scalar)
+        return out
 
 
 class SelfConditioning(GatedMLP):
@@ -55,9 +56,9 @@ class SelfConditioning(GatedMLP):
         self.pre_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.eps = config.rms_norm_eps
 
-    def __call__(self, embeddings: mx.array, soft: mx.array | None) -> mx.array:
+    def mixed(self, embeddings: mx.array, soft: mx.array | None) -> mx.array:
         """embeddings and soft (B, C, H) -> (B, C, H). At the first step soft is None: zeros give a zero signal."""
-        signal = 0 if soft is None else super().__call__(self.pre_norm(soft))
+        signal = 0 if soft is None else self(self.pre_norm(soft))
         return rms_norm(embeddings + signal, self.eps)
 
 
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
 class EncoderLayer(nn.Module):
     """All that the encoder does not share with the decoder."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layer_scalar = mx.ones((1,))
 
@@ -105,10 +106,16 @@ class DiffusionGemma(nn.Module):
         self.config = config
         self.model = Backbone(config)
 
+    def tensors(self) -> dict[str, mx.array]:
+        """All parameters by name."""
+        found: dict[str, mx.array] = {}
+        tree_flatten(self.parameters(), destination=found)
+        return found
+
     @property
     def nbytes(self) -> int:
         """Of all parameters."""
-        return sum(parameter.nbytes for _, parameter in tree_flatten(self.parameters()))
+        return sum(parameter.nbytes for parameter in self.tensors().values())
 
     def make_cache(self) -> PrefixCache:
         """An empty prefix."""
@@ -153,11 +160,12 @@ class DiffusionGemma(nn.Module):
     def denoise_hidden(self, canvas: mx.array, cache: PrefixCache, soft: mx.array | None = None) -> mx.array:
         """Denoiser mode up to the last hidden states, normed; soft embeddings (B, C, H) -> (B, C, H)."""
         decoder = self.model.decoder
-        h = decoder.self_conditioning(self._embed(canvas), soft)
+        h = decoder.self_conditioning.mixed(self._embed(canvas), soft)
         for layer, kv in zip(decoder.layers, cache.layers, strict=True):
             # not causal: every canvas token sees all that the layer kept of the prefix, and the whole canvas
             h = layer(h, cache.length, kv.overlay, False, layer.layer_scalar)
-        return decoder.norm(h)
+        normed: mx.array = decoder.norm(h)
+        return normed
 
     def _logits(self, hidden: mx.array) -> mx.array:
         logits = self.model.decoder.embed_tokens.as_linear(hidden).astype(mx.float32)
@@ -186,7 +194,8 @@ class DiffusionGemma(nn.Module):
 
     def _embed(self, tokens: mx.array) -> mx.array:
         # the cast matters where MLX dequantizes to bfloat16 whatever the model's type (mxfp4, nvfp4, mxfp8)
-        return self.model.decoder.embed_tokens(tokens).astype(self._dtype) * self.embedding_scale
+        rows: mx.array = self.model.decoder.embed_tokens(tokens)
+        return rows.astype(self._dtype) * self.embedding_scale
 
     @property
     def _dtype(self) -> mx.Dtype:

@@ -92,7 +92,7 @@ class Experts(nn.Module):
             token, experts, back = order // k, experts[order], mx.argsort(order)
             if self._wants_tiles():
                 count = self.gate_up_proj.weight.shape[0]
-                out = cpu.in_tiles(lambda *tiles: self._run(*tiles, True), rows, token, experts, count, back)
+                out = cpu.in_tiles(lambda tile, own: self._run(tile, own, True), rows, token, experts, count, back)
             else:
                 is_sorted = trust.is_trusted("sorted experts")  # or the kernel for any order is taken
                 out = self._run(rows[token][:, None], experts, is_sorted)[back]

@@ -34,20 +34,20 @@ def attend_all(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
 def attend_causally(q: mx.array, keys: mx.array, values: mx.array, window: int | None) -> mx.array:
     """Query i sees the keys up to its own, at most `window` of them (encoder mode) -> (B, heads, T, D)."""
     length, visible = q.shape[2], keys.shape[2]
-    is_banded = window is not None and visible > window
-    if not is_banded and _mlx_bounds(q):
+    band = window if window is not None and visible > window else None
+    if band is None and _mlx_bounds(q):
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask="causal")
-    if not is_banded and _rows(q, visible) < length and has_fused_kernel(q.shape[3], q.dtype, "causal"):
+    if band is None and _rows(q, visible) < length and has_fused_kernel(q.shape[3], q.dtype, "causal"):
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask="causal", force_fused=True)
 
     def attend(block: mx.array, start: int) -> mx.array:
         end = visible - length + start + block.shape[2]
-        first = max(0, end - block.shape[2] - window + 1) if is_banded else 0
+        first = 0 if band is None else max(0, end - block.shape[2] - band + 1)
         mask = causal_mask(block.shape[2], end - first, window)
         k, v = keys[:, :, first:end], values[:, :, first:end]
         return mx.fast.scaled_dot_product_attention(block, k, v, scale=1.0, mask=mask)
 
-    rows = min(_rows(q, min(visible, window + BAND_ROWS)), BAND_ROWS) if is_banded else _rows(q, visible)
+    rows = _rows(q, visible) if band is None else min(_rows(q, min(visible, band + BAND_ROWS)), BAND_ROWS)
     return _in_blocks(q, rows, attend)
 
 

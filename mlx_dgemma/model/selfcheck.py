@@ -59,11 +59,11 @@ def _sliced_products_differ() -> bool:
     """`quantized_matmul` in both directions on some rows of a table, as the walk over the vocabulary asks for it."""
     table, x, weights = _normal((3 * ROWS, WIDTH), 0), _normal((5, WIDTH), 1), _normal((5, ROWS), 2)
     for group_size, bits in FORMATS:
-        packed = mx.quantize(table, group_size, bits)
-        plain = mx.dequantize(*packed, group_size, bits)[ROWS : 2 * ROWS]
-        block = [a[ROWS : 2 * ROWS] for a in packed]
-        scores = mx.quantized_matmul(x, *block, True, group_size, bits)
-        mixed = mx.quantized_matmul(weights, *block, False, group_size, bits)
+        packed, scales, biases = mx.quantize(table, group_size, bits)
+        plain = mx.dequantize(packed, scales, biases, group_size, bits)[ROWS : 2 * ROWS]
+        block, scales, biases = (a[ROWS : 2 * ROWS] for a in (packed, scales, biases))
+        scores = mx.quantized_matmul(x, block, scales, biases, True, group_size, bits)
+        mixed = mx.quantized_matmul(weights, block, scales, biases, False, group_size, bits)
         if _differ(scores, x @ plain.T) or _differ(mixed, weights @ plain):
             return True
     return False
@@ -77,9 +77,12 @@ def _sorted_experts_differ() -> bool:
     if _differ(mx.gather_mm(x, weights.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=True), plain):
         return True
     for group_size, bits in FORMATS:
-        packed = mx.quantize(weights, group_size, bits)
-        plain = x @ mx.dequantize(*packed, group_size, bits)[experts].swapaxes(-1, -2)
-        options = {"group_size": group_size, "bits": bits, "transpose": True, "sorted_indices": True}
-        if _differ(mx.gather_qmm(x, *packed, rhs_indices=experts, **options), plain):
+        packed, scales, biases = mx.quantize(weights, group_size, bits)
+        plain = x @ mx.dequantize(packed, scales, biases, group_size, bits)[experts].swapaxes(-1, -2)
+        gathered = mx.gather_qmm(
+            x, packed, scales, biases, rhs_indices=experts, transpose=True, group_size=group_size, bits=bits,
+            sorted_indices=True,
+        )  # fmt: skip
+        if _differ(gathered, plain):
             return True
     return False

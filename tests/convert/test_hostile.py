@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import mlx.core as mx
 import pytest
 
 from tests.convert.conftest import convert, failing
@@ -60,3 +61,21 @@ def test_patterns_beyond_what_can_be_matched(capsys, source, tmp_path, pattern):
 def test_a_link_to_itself_beside_the_weights(capsys, source, tmp_path):
     (source / "notes.txt").symlink_to("notes.txt")
     assert convert(capsys, "--hf-path", source, "--mlx-path", tmp_path / "t")[0] == 0
+
+
+@pytest.mark.parametrize("part", ["scales", "biases"])
+@pytest.mark.parametrize("change", [None, slice(1), (slice(None), slice(1))])
+def test_scales_and_biases_that_do_not_belong_to_their_weights(capsys, tmp_path, part, change):
+    if (part, change) == ("scales", None):
+        return  # then the module is not quantized, and its weight has another shape
+    source = shutil.copytree(conversions.source("quantized"), tmp_path / "quantized")
+    (shard,) = source.glob("*.safetensors")
+    tensors, name = dict(mx.load(str(shard))), f"model.decoder.layers.0.self_attn.q_proj.{part}"
+    kept = tensors.pop(name)
+    mx.eval(kept, *tensors.values())
+    if change is not None:
+        tensors[name] = kept[change]
+    mx.save_safetensors(str(shard), tensors)
+    for options in ([], ["--dequantize"]):
+        complaint = failing(capsys, source, tmp_path / "t", *options or ["-q", "--q-group-size", "32"])
+        assert "lacks scales or biases of shape" in complaint

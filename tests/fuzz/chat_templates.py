@@ -18,7 +18,9 @@ SECONDS, ALLOWED = 0.7, 10.0  # of rendering; and until it has been told, on a b
 SECRET = "/etc/passwd"
 EXPRESSIONS = (
     "messages", "messages[0]", "messages[0].content", "range(10**9)", "range(99999)", "'a' * 10**9",
-    "'a' * 10**6", "[0] * 10**9", "10 ** 10 ** 8", "1 / 0", "messages.__class__", "''.__class__.__mro__",
+    "'a' * 10**6",
+    "'a' * 3 * 10**6", "'a' * 3 * 10**7", "[0] * 10**9", "10 ** 10 ** 8", "1 / 0", "messages.__class__",
+    "''.__class__.__mro__",
     "cycler.__init__.__globals__", "lipsum.__globals__['os'].popen('id').read()", "self.__init__.__globals__",
     "namespace.__init__", "x", "none", "messages | map('attr', '__class__') | list", "''|attr('__class__')",
     "'{0.__class__.__mro__}'.format('')", "'%s' % messages", "'%999999999d' % 1", "'a'.center(10**9)",
@@ -68,7 +70,7 @@ def make(random: random.Random) -> str:
 
 
 def run(made: str, folder: Path) -> bool:
-    refusals, before, began, told = Refusals(), children(), time.monotonic(), ""
+    refusals, before, began, told = Refusals(), children() - waiting(), time.monotonic(), ""
     variables = {"messages": [{"role": "user", "content": "hello"}], "bos_token": "<bos>", "file": str(folder / "x")}
     with refusals.allowed():
         told = worker().render(made, variables)
@@ -85,10 +87,14 @@ def run(made: str, folder: Path) -> bool:
     return refusals.none
 
 
+def waiting() -> set[int]:
+    """The process that waits for the next template."""
+    return set() if worker()._process is None else {worker()._process.pid}
+
+
 def check_processes(before: set[int]) -> None:
-    """No process has come but the one that waits for the next template."""
-    waiting = worker()._process
-    left = children() - before - ({waiting.pid} if waiting is not None else set())
+    """No process has come but the one that waits, and the one that waited before has gone if another does."""
+    left = children() - before - waiting()
     demand(not left, f"processes left behind: {left}")
 
 

@@ -1,5 +1,6 @@
 """config.json beside good weights."""
 
+import copy
 import random
 from pathlib import Path
 
@@ -9,14 +10,34 @@ from tests.fuzz import mutations, prompts, small
 from tests.fuzz.kind import Kind
 from tests.fuzz.oracle import Refusals, check_kept, demand, state
 
+SUBTLE = ("canvas_length", "eos_token_id", "denoiser_trained", "quantization", "generation_config")  # beside a shape
+NUMBERS = (-1, 0, 1, 17, 1000)
+INNER = (
+    "sliding_window", "max_position_embeddings", "top_k_experts", "rms_norm_eps", "final_logit_softcapping",
+    "rope_parameters", "per_layer_config", "layer_types", "num_hidden_layers",
+)  # fmt: skip
+
 
 def make(random: random.Random) -> tuple[int, ...]:
     return mutations.seeds(random)
 
 
+def changed(changes: tuple[int, ...]) -> bytes:
+    """The good configuration after these changes; every third is of what no tensor's shape would betray."""
+    content = copy.deepcopy(small.CONFIG)
+    for seed in changes:
+        chance = random.Random(seed)
+        if seed % 3 == 0:
+            name = chance.choice(SUBTLE + INNER)
+            (content["text_config"] if name in INNER else content)[name] = chance.choice(
+                [mutations.atom(chance), *NUMBERS]
+            )
+    return mutations.edited(content, tuple(seed for seed in changes if seed % 3))
+
+
 def run(made: tuple[int, ...], folder: Path) -> bool:
     checkpoint, refusals = small.copy(folder), Refusals()
-    (checkpoint / "config.json").write_bytes(mutations.edited(small.CONFIG, made))
+    (checkpoint / "config.json").write_bytes(changed(made))
     before = state(folder)
     with refusals.allowed():
         engine = Engine.load(checkpoint)

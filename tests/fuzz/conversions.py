@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from convert.__main__ import main
+from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.text.engine import Engine
 from tests.fuzz import files, headers, mutations, small
 from tests.fuzz.kind import Kind
@@ -85,11 +86,20 @@ def run(made: list[tuple[str, int]], folder: Path) -> bool:
 
 def check_target(target: Path, options: list[str]) -> None:
     """It loads, and says what the source says where nothing was rounded."""
-    text = Engine.load(target, verify=True).generate(small.REQUEST).text
+    text = answer(target)
     weights = (target / "config.json").read_bytes()
     if not options and b'"quantization"' not in weights and b"untrained" not in (target / "README.md").read_bytes():
-        origin = Engine.load(target.parent / "source").generate(small.REQUEST).text
+        origin = answer(target.parent / "source")
         demand(text == origin, f"the target says {text!r}, the source {origin!r}")
+
+
+def answer(folder: Path) -> str:
+    """What it says; or why it does not, as a configuration may leave no room for a text."""
+    engine = Engine.load(folder, verify=folder.name == "target")
+    try:
+        return engine.generate(small.REQUEST).text
+    except DGemmaError as error:
+        return str(error)
 
 
 LEFT = ("record", "half", "target", "old")

@@ -9,10 +9,9 @@ WAYS = ("missing", "folder", "pipe", "empty", "link to itself", "link to nothing
 
 def put(path: Path, way: str) -> None:
     """Puts it there, in place of what there was."""
-    if path.is_file() or path.is_symlink():
-        path.unlink()
-    elif path.is_dir() or way == "missing":
+    if path.is_dir() and not path.is_symlink():
         return
+    path.unlink(missing_ok=True)
     if way == "folder":
         path.mkdir()
     elif way == "pipe":

@@ -33,7 +33,7 @@ def edited(content: Any, changes: tuple[int, ...]) -> bytes:
             content = _edit(content, chance)
         else:
             spoilers.append(chance)
-    text = json.dumps(content, indent=chance.choice([None, 1]))
+    text = json.dumps(content, indent=1)
     text = text.replace(f'"{DEEP}"', "[" * 100_000).replace(LONG, "long " * 40_000)
     data = text.encode()
     for chance in spoilers:
