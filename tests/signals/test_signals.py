@@ -116,6 +116,7 @@ def attempt(places: Places, name: str, stop: Stop, dice: random.Random) -> tuple
             command.follow_up(command, place, undisturbed.files)
     except (AssertionError, DGemmaError, OSError, ValueError) as error:
         fault = f"{name}, {stop} after {moment:.3f} s: {error}\n{end}"
+    print(end="\n" * bool(fault) + fault, flush=True)  # at once: a long run may not get to its end
     shutil.rmtree(place)
     return outcome, fault
 
