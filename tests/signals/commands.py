@@ -46,6 +46,7 @@ class Command:
         files: what it writes, by name, and how to see that a file is whole; all else is left from an interruption.
         on_terminal: whether it gets one.
         out_is_whole: whether stdout has all or nothing.
+        bound: seconds from the signal to the end; an import that takes long is waited for.
         share: how many times it gets each signal, where nobody asks for more.
         follow_up: what must hold afterwards, given the place and the files of an undisturbed run.
     """
@@ -55,6 +56,7 @@ class Command:
     on_terminal: bool = False
     out_is_whole: bool = False
     share: int = 2
+    bound: float = 5.0
     follow_up: Callable[["Command", Path, dict[str, bytes]], None] | None = None
 
     @property
@@ -137,7 +139,7 @@ COMMANDS = {
     "evaluate": Command(module("mlx_dgemma.demo.evaluate", "--n", "2", "--tasks", "roman", "upper", "count")),
     "train": Command(
         ("-c", TRAIN, "--output", "trained", "--steps", "2", "--batch-size", "2", "--evaluate-every", "1"),
-        {"trained": anything}, share=1, follow_up=has_checkpoint,
+        {"trained": anything}, share=1, bound=20.0, follow_up=has_checkpoint,
     ),
     "convert": Command(
         module("convert", "--hf-path", str(EMBEDDED), "--mlx-path", "converted", "-q"),

@@ -18,7 +18,7 @@ import pytest
 
 from mlx_dgemma.errors import DGemmaError
 from tests.signals.commands import COMMANDS, OLD, Command, cursor_is_shown, furnish, is_whole_output
-from tests.signals.run import BOUND, MISHAPS, End, Stop, run
+from tests.signals.run import MISHAPS, End, Stop, run
 
 pytestmark = pytest.mark.slow
 TIMES = int(os.environ.get("DGEMMA_SIGNALS", "0"))  # 0: a command's own share
@@ -79,7 +79,7 @@ def check_end(command: Command, end: End, stop: Stop) -> str:
     """How it ended, in a word; AssertionError if not as it must."""
     numbers = stop.numbers or [signal.SIGHUP]
     said = end.out + end.err
-    assert end.orphans == [] and end.after <= BOUND and end.modes_kept
+    assert end.orphans == [] and end.after <= command.bound and end.modes_kept
     if end.was_heeded is False and -end.code in (*numbers, -1):
         return "Python's"
     assert not [mishap for mishap in MISHAPS if mishap in said]
