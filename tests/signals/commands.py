@@ -46,7 +46,6 @@ class Command:
         files: what it writes, by name, and how to see that a file is whole; all else is left from an interruption.
         on_terminal: whether it gets one.
         out_is_whole: whether stdout has all or nothing.
-        bound: seconds from the signal to the end; an import that takes long is waited for.
         share: how many times it gets each signal, where nobody asks for more.
         follow_up: what must hold afterwards, given the place and the files of an undisturbed run.
     """
@@ -56,7 +55,6 @@ class Command:
     on_terminal: bool = False
     out_is_whole: bool = False
     share: int = 2
-    bound: float = 5.0
     follow_up: Callable[["Command", Path, dict[str, bytes]], None] | None = None
 
     @property
@@ -124,26 +122,27 @@ COMMANDS = {
     "choose": Command(generate("roman 4", "--choose", "IV,VI,XX", "--quiet"), out_is_whole=True),
     "template": Command(generate(*COUNT, "--model", "../templated", "--quiet")),
     "watch": Command(generate(*COUNT, "--watch", "--watch-delay", "0.05"), on_terminal=True),
-    "bench": Command(module("mlx_dgemma.bench", "--steps", "3", "--repeat", "1", "--json"), out_is_whole=True),
+    "bench": Command(module("mlx_dgemma.bench", "--steps", "3", "--repeat", "1", "--json"), out_is_whole=True, share=1),
     "check": Command(module("mlx_dgemma.bench", "--check"), out_is_whole=True),
     "roofline": Command(module("mlx_dgemma.roofline")),
     "sweep": Command(
         module("mlx_dgemma.sweep", *SWEEP, "--plot", "s.png"),
         {"s.csv": anything, "s.csv.run.json": same, "s.png": same},
+        share=1,
         follow_up=resumes,
     ),
     "report": Command(
         module("mlx_dgemma.report", "../run.npz", "-o", "p.html", "--png", "--svg", "--gif"), PAGE
     ),
     "play": Command(module("mlx_dgemma.report", "../run.npz", "--play", "--speed", "0.5"), on_terminal=True),
-    "evaluate": Command(module("mlx_dgemma.demo.evaluate", "--n", "2", "--tasks", "roman", "upper", "count")),
+    "evaluate": Command(module("mlx_dgemma.demo.evaluate", "--n", "2", "--tasks", "roman", "upper", "count"), share=1),
     "train": Command(
         ("-c", TRAIN, "--output", "trained", "--steps", "2", "--batch-size", "2", "--evaluate-every", "1"),
-        {"trained": anything}, share=1, bound=20.0, follow_up=has_checkpoint,
+        {"trained": anything}, share=1, follow_up=has_checkpoint,
     ),
     "convert": Command(
         module("convert", "--hf-path", str(EMBEDDED), "--mlx-path", "converted", "-q"),
-        {"converted": anything, "converted.partial": anything}, follow_up=converts,
+        {"converted": anything, "converted.partial": anything}, share=1, follow_up=converts,
     ),
 }  # fmt: skip
 
