@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import mmap
 import os
 import subprocess
 import sys
@@ -183,9 +184,16 @@ LEAKS = {
     "an open file": ("files", lambda kept, number: kept.append(open(os.devnull))),  # noqa: SIM115
     "a thread": ("threads", lambda kept, number: kept.append(_thread())),
     "a process": ("children", lambda kept, number: kept.append(subprocess.Popen(["sleep", "60"]))),
-    "a large text": ("rss", lambda kept, number: kept.append(os.urandom(400_000))),
+    "large buffers": ("rss", lambda kept, number: kept.append(_buffer())),
 }
 END = threading.Event()
+
+
+def _buffer() -> mmap.mmap:
+    """Memory that the process did not have before, whatever it has freed."""
+    buffer = mmap.mmap(-1, 1 << 19)
+    buffer.write(bytes(1 << 19))
+    return buffer
 
 
 def _thread() -> None:
