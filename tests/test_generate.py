@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -190,10 +191,12 @@ def on_a_terminal(*arguments: str) -> list[list[str]]:
     stream = pyte.ByteStream(screen)
     while True:
         try:
-            stream.feed(os.read(terminal, 4096))
+            pieces = re.split(rb"(?=\r)", os.read(terminal, 4096))  # a busy machine hands over several at once
         except OSError:  # the other side hung up
             break
-        shown.append([row.rstrip() for row in screen.display])
+        for piece in pieces:
+            stream.feed(piece)
+            shown.append([row.rstrip() for row in screen.display])
     process.wait(timeout=60)
     return shown
 

@@ -18,7 +18,7 @@ from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.diffusion.strategies import EarlierStep, Step
 from mlx_dgemma.diffusion.vocabulary import EmbeddingTable, Prediction, Query, SoftRows, predict
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.model import cpu, memory
+from mlx_dgemma.model import cpu, host, memory
 from mlx_dgemma.model.cache import Buffers, PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
@@ -199,7 +199,7 @@ class _Pending:
 
     def read(self) -> DenoisingStep:
         """The event: the step's one host synchronisation."""
-        accepted_count, mean_entropy, *flags = memory.floats(self.summary)
+        accepted_count, mean_entropy, *flags = host.floats(self.summary)
         if not math.isfinite(mean_entropy):
             raise DGemmaError(
                 f"canvas {self.index + 1}: the model's output is not a number; the checkpoint is damaged (load it with "

@@ -25,13 +25,6 @@ def start(arrays: list[mx.array]) -> None:
         mx.async_eval(arrays)
 
 
-def floats(array: mx.array) -> list[float]:
-    """The numbers of a one-dimensional array, on the host."""
-    numbers = array.tolist()
-    assert isinstance(numbers, list)  # MLX's types cannot tell it from an array of no dimensions
-    return [float(number) for number in numbers]  # type: ignore[arg-type]  # nor lists of lists
-
-
 def finish(arrays: list[mx.array]) -> None:
     """Evaluates and waits."""
     with cpu.bounded_workspace():

@@ -1,8 +1,9 @@
 """Ctrl-C, SIGTERM and a terminal's hang-up end a command at any moment, with the shell's exit codes: 130, 143, 129.
 
 All raise KeyboardInterrupt where the command is, or at the end of what must not be cut in two (`uninterrupted`). Until
-that has left all calls another signal is not raised, so that it cuts no cleaning up in two either; one that falls into
-a destructor, which swallows it, is raised again by `check`.
+that has left all calls another signal is not raised, so that it cuts no cleaning up in two either. One that falls into
+an import waits for its end: a compiled module whose import is interrupted ends in an abort, or in an error that says
+nothing of it. One that falls into a destructor, which swallows it, is raised again by `check`.
 """
 
 import math
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN = 0.02  # seconds until another look at whether an import is over
 APART = 1.0  # seconds: sooner after one that was raised, another is taken for the same
 
 
@@ -104,9 +106,11 @@ def heeded(*, ends_process: bool) -> Iterator[None]:
         sys.unraisablehook = _swallowed
         for number in before:
             signal.signal(number, _receive)
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _look)
         yield
     finally:
         _state.held += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if ends_process else handler)
         sys.unraisablehook = hook
@@ -123,7 +127,20 @@ def _is_main() -> bool:
 
 def _receive(number: int, frame: FrameType | None) -> None:
     _state.received, _state.is_pending = number, True
-    check()
+    _look(number, frame)
+
+
+def _look(number: int, frame: FrameType | None) -> None:
+    if not _is_importing(frame):
+        check()
+    elif _state.is_pending and not _state.held:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _raise() -> None:

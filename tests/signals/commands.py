@@ -122,26 +122,27 @@ COMMANDS = {
     "choose": Command(generate("roman 4", "--choose", "IV,VI,XX", "--quiet"), out_is_whole=True),
     "template": Command(generate(*COUNT, "--model", "../templated", "--quiet")),
     "watch": Command(generate(*COUNT, "--watch", "--watch-delay", "0.05"), on_terminal=True),
-    "bench": Command(module("mlx_dgemma.bench", "--steps", "3", "--repeat", "1", "--json"), out_is_whole=True),
+    "bench": Command(module("mlx_dgemma.bench", "--steps", "3", "--repeat", "1", "--json"), out_is_whole=True, share=1),
     "check": Command(module("mlx_dgemma.bench", "--check"), out_is_whole=True),
     "roofline": Command(module("mlx_dgemma.roofline")),
     "sweep": Command(
         module("mlx_dgemma.sweep", *SWEEP, "--plot", "s.png"),
         {"s.csv": anything, "s.csv.run.json": same, "s.png": same},
+        share=1,
         follow_up=resumes,
     ),
     "report": Command(
         module("mlx_dgemma.report", "../run.npz", "-o", "p.html", "--png", "--svg", "--gif"), PAGE
     ),
     "play": Command(module("mlx_dgemma.report", "../run.npz", "--play", "--speed", "0.5"), on_terminal=True),
-    "evaluate": Command(module("mlx_dgemma.demo.evaluate", "--n", "2", "--tasks", "roman", "upper", "count")),
+    "evaluate": Command(module("mlx_dgemma.demo.evaluate", "--n", "2", "--tasks", "roman", "upper", "count"), share=1),
     "train": Command(
         ("-c", TRAIN, "--output", "trained", "--steps", "2", "--batch-size", "2", "--evaluate-every", "1"),
         {"trained": anything}, share=1, follow_up=has_checkpoint,
     ),
     "convert": Command(
         module("convert", "--hf-path", str(EMBEDDED), "--mlx-path", "converted", "-q"),
-        {"converted": anything, "converted.partial": anything}, follow_up=converts,
+        {"converted": anything, "converted.partial": anything}, share=1, follow_up=converts,
     ),
 }  # fmt: skip
 

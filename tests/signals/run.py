@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-BOUND = 5.0  # seconds from the signal to the end of the process, when the machine is not busy with other things
 LINUX = sys.platform == "linux"
 MISHAPS = ("Traceback", "Exception ignored", "Error in", "KeyboardInterrupt", "Aborted", "terminate called", "leaked")
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: what a command leaves running becomes our child

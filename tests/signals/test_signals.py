@@ -18,11 +18,12 @@ import pytest
 
 from mlx_dgemma.errors import DGemmaError
 from tests.signals.commands import COMMANDS, OLD, Command, cursor_is_shown, furnish, is_whole_output
-from tests.signals.run import BOUND, MISHAPS, End, Stop, run
+from tests.signals.run import MISHAPS, End, Stop, run
 
 pytestmark = pytest.mark.slow
 TIMES = int(os.environ.get("DGEMMA_SIGNALS", "0"))  # 0: a command's own share
 SEED = 0
+BOUND = 5.0  # seconds from the signal to the end; and what a run takes here, as an import or a pass is waited for
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
@@ -75,11 +76,11 @@ def places(tmp_path_factory):
     return Places(tmp_path_factory.mktemp("signals"))
 
 
-def check_end(command: Command, end: End, stop: Stop) -> str:
+def check_end(command: Command, end: End, stop: Stop, bound: float) -> str:
     """How it ended, in a word; AssertionError if not as it must."""
     numbers = stop.numbers or [signal.SIGHUP]
     said = end.out + end.err
-    assert end.orphans == [] and end.after <= BOUND and end.modes_kept
+    assert end.orphans == [] and end.after <= bound and end.modes_kept
     if end.was_heeded is False and -end.code in (*numbers, -1):
         return "Python's"
     assert not [mishap for mishap in MISHAPS if mishap in said]
@@ -109,13 +110,14 @@ def attempt(places: Places, name: str, stop: Stop, dice: random.Random) -> tuple
     place, moment, end = places.stopped(name, stop, dice, [*command.files] if is_replacing else [])
     outcome, fault = "fault", ""
     try:
-        outcome = check_end(command, end, stop)
+        outcome = check_end(command, end, stop, BOUND + undisturbed.seconds)
         check_files(command, place, undisturbed.files, is_replacing)
         assert end.code != 0 or is_whole_output(command, end, undisturbed.out)
         if command.follow_up is not None:
             command.follow_up(command, place, undisturbed.files)
     except (AssertionError, DGemmaError, OSError, ValueError) as error:
         fault = f"{name}, {stop} after {moment:.3f} s: {error}\n{end}"
+    print(end="\n" * bool(fault) + fault, flush=True)  # at once: a long run may not get to its end
     shutil.rmtree(place)
     return outcome, fault
 
@@ -130,7 +132,7 @@ def test_a_signal_at_any_moment(places, name, number):
 
 
 @pytest.mark.parametrize("how", ["twice", "hang-up"])
-@pytest.mark.parametrize("name", ["trace", "watch", "sweep", "report", "play"])
+@pytest.mark.parametrize("name", ["trace", "watch", "sweep"])
 def test_two_quick_signals_and_a_terminal_that_goes_away(places, name, how):
     dice = random.Random(f"{SEED} {name} {how}")
 
@@ -144,7 +146,7 @@ def test_two_quick_signals_and_a_terminal_that_goes_away(places, name, how):
     assert "".join(fault for _, fault in ends) == ""
 
 
-@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"watch", "play", "convert"}))
+@pytest.mark.parametrize("name", ["generate", "json", "sweep", "report"])
 def test_a_reader_that_goes_away_and_a_device_that_is_full(places, name):
     """As `| head -1` and `>/dev/full` do."""
     reader, writer = os.pipe()

@@ -77,20 +77,37 @@ def test_a_signal_before_the_command_is_imported_waits_for_it(monkeypatch):
         assert signals.exit_code() == 130
 
 
-@pytest.mark.parametrize("number", [2, 15])
-def test_an_interrupt_that_passed_an_exec_has_its_exit_code(number, tmp_path):
-    """Python would end by SIGINT, although it was caught."""
-    (tmp_path / "program.py").write_text("""
+def program(folder: Path, work: str, number: int) -> subprocess.CompletedProcess:
+    """A command whose work sends itself the signal, run as `python -m` runs it."""
+    (folder / "program.py").write_text(f"""
 import sys
 from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import exit_code
 signals.begin()
 def run():
-    exec("import os, sys; os.kill(os.getpid(), int(sys.argv[1]))")
+    {work}
+    return 0
 sys.exit(exit_code(run, "interrupted", ends_process=True))
 """)
-    command, options = [sys.executable, "-m", "program", str(number)], dict(cwd=tmp_path, preexec_fn=heed, check=False)
-    end = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, **options
-    )
+    return subprocess.run(
+        [sys.executable, "-m", "program", str(number)], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=heed,
+    )  # fmt: skip
+
+
+SEND = "import os, sys; os.kill(os.getpid(), int(sys.argv[1]))"
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_an_interrupt_that_passed_an_exec_has_its_exit_code(number, tmp_path):
+    """Python would end by SIGINT, although it was caught."""
+    end = program(tmp_path, f"exec({SEND!r})", number)
     assert (end.returncode, end.stderr) == (128 + number, "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_an_import_is_not_cut_in_two(number, tmp_path):
+    """But what comes behind it is."""
+    (tmp_path / "slow.py").write_text(f"{SEND}; import time; time.sleep(0.2); print('imported')")
+    end = program(tmp_path, "import slow, time; time.sleep(30); print('not reached')", number)
+    assert (end.returncode, end.stdout, end.stderr) == (128 + number, "imported\n", "interrupted\n")

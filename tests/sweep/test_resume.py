@@ -184,7 +184,10 @@ def test_whatever_is_cut_off_the_rows_before_it_are_read_back(tmp_path_factory, 
     grid = parse_grid(["t_min=0.1,0.25"])
     plan = plan_trials(grid, [Question("t", i, texts[i], str.isalpha, "") for i in range(2)])
     rows = [
-        Row(trial.settings, Outcome("t", trial.question.index, trial.question.prompt, text, i % 2 == 0, i, 1, 2, 0.5))
+        Row(
+            trial.settings,
+            Outcome("t", trial.question.index, trial.question.prompt, text, i % 2 == 0, i + 1, 1, 2, 0.5),
+        )
         for i, (trial, text) in enumerate(zip(plan, texts, strict=True))
     ]
     path = tmp_path_factory.mktemp("torn") / "o.csv"
