@@ -5,7 +5,7 @@ place, `anyOf` with null becomes nullable; alternatives that no template can pri
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError
@@ -48,14 +48,12 @@ def normalised_tools(tools: object) -> list[Schema]:
     return list(made.values())
 
 
-def types_of(tools: Sequence[object]) -> dict[str, Schema]:
+def types_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Schema]:
     """The parameters of each tool by name, with the type `any` where a schema leaves several open."""
-    declared = (tool.get("function", tool) for tool in tools if isinstance(tool, dict))
-    made = {}
-    for function in declared:
-        where = f"tool {function['name']!r}"
-        made[function["name"]] = _Plain(function.get("parameters") or {}, where, is_told=False).whole()
-    return made
+    names = [tool["function"]["name"] for tool in normalised_tools(tools)]
+    schemas = [tool.get("function", tool).get("parameters") or {} for tool in tools]
+    plain = [_Plain(own, f"tool {name!r}", is_told=False).whole() for name, own in zip(names, schemas, strict=True)]
+    return dict(zip(names, plain, strict=True))
 
 
 def _parameters(schema: object, where: str) -> Schema:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_dgemma import DGemmaError
 from mlx_dgemma.text.prompts import prompt_ids
 from mlx_dgemma.text.reply import Reply, ReplyParser, parse_reply
 from tests.text.gemma import NAMES, gemma_tokenizer
@@ -263,6 +264,11 @@ def test_any_text_in_a_call_is_read_as_json_values(text, is_cut):
     reply = parse_reply(TOKENIZER, [48, *ids("call:f{"), *inner], tools=[WEATHER], is_cut=is_cut)
     for call in reply.tool_calls:
         json.dumps(call.arguments, allow_nan=False)
+
+
+def test_tools_that_are_none_are_refused():
+    with pytest.raises(DGemmaError, match="tool 1 has no name"):
+        parsed("hi", tools=[{"x": 1}])
 
 
 def test_a_call_that_nests_without_end_is_read_in_bounded_depth():
