@@ -32,6 +32,13 @@ def convert() -> int:
     return code
 
 
+def chat() -> int:
+    signals.begin()
+    from mlx_dgemma.chat.__main__ import main
+
+    return main()
+
+
 def report() -> int:
     signals.begin()
     from mlx_dgemma.report.__main__ import main

@@ -15,6 +15,7 @@ from benchmarks import recipes, story
 from benchmarks.picture import run
 from convert.__main__ import build_parser as converter
 from mlx_dgemma.bench.__main__ import build_parser as bench
+from mlx_dgemma.chat.__main__ import build_parser as chat
 from mlx_dgemma.demo import evaluate, train
 from mlx_dgemma.report.__main__ import build_parser as report
 from mlx_dgemma.sweep.__main__ import build_parser as sweep
@@ -26,6 +27,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
 PARSERS = {
     "generate": (generator, "generating.md"),
+    "chat": (chat, "chat.md"),
     "bench": (bench, "performance.md"),
     "sweep": (sweep, "experiments.md"),
     "convert": (converter, "converting.md"),
@@ -104,7 +106,7 @@ def test_commands_are_commands(path):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_what_is_shown_is_what_comes_out(path, tmp_path):
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    for name in ("generate", "bench", "sweep", "report"):
+    for name in ("generate", "chat", "bench", "sweep", "report"):
         (tmp_path / f"dgemma-{name}").write_text(f'#!/bin/sh\nexec {sys.executable} -m mlx_dgemma.{name} "$@"\n')
         (tmp_path / f"dgemma-{name}").chmod(0o755)
     (tmp_path / "python").symlink_to(sys.executable)

@@ -62,6 +62,14 @@ def hold() -> None:
     _state.is_pending = False
 
 
+def forgive() -> bool:
+    """Whether it was a Ctrl-C that ended what was going on, and nothing more: then the command goes on."""
+    if _state.received != signal.SIGINT:
+        return False
+    _state.received, _state.is_pending, _state.raised_at = None, False, -math.inf
+    return True
+
+
 def release() -> None:
     """Whoever calls this is ready for a KeyboardInterrupt, and gets the one that has waited."""
     if _is_main():

@@ -1,0 +1,140 @@
+"""A conversation: what was said, how the next answer is asked for, and the file it is kept in. No terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.files import read_file, write_whole
+from mlx_dgemma.text.messages import Message, normalised
+from mlx_dgemma.text.request import Request
+from mlx_dgemma.text.tools import normalised_tools
+
+if TYPE_CHECKING:
+    from mlx_dgemma.text.events import GenerationResult
+
+FORM = 1  # of the files
+SETTABLE = [
+    f.name for f in fields(GenerationConfig) if f.name not in ("temperature_schedule", "acceptance", "stopping")
+]
+
+
+@dataclass
+class Session:
+    """What a conversation is made of.
+
+    Attributes:
+        checkpoint: its name.
+        alone: whether the model answers each turn by itself, as the embedded checkpoint was trained to.
+        settings, seed, thinking, tools: of the next requests; turn i has the seed `seed` + i.
+        system: the system turn, None for none.
+        messages: the turns so far, without the system's.
+    """
+
+    checkpoint: str
+    alone: bool = False
+    settings: GenerationConfig = field(default_factory=GenerationConfig)
+    seed: int = 0
+    thinking: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+
+    def request(self, question: str) -> Request:
+        """What is asked of an engine for the answer to a question."""
+        turn: Message = {"role": "user", "content": question}
+        before = [] if self.alone else self.messages
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        seed = self.seed + sum(message["role"] == "user" for message in self.messages)
+        return Request(
+            [*system, *before, turn], settings=self.settings, seed=seed, thinking=self.thinking, tools=self.tools
+        )
+
+    def keep(self, question: str, result: GenerationResult) -> None:
+        """A turn joins the conversation."""
+        answer: Message = {"role": "assistant", "content": result.text}
+        if result.thought:
+            answer["reasoning"] = result.thought
+        if result.tool_calls:
+            called = [{"name": call.name, "arguments": call.arguments} for call in result.tool_calls]
+            answer["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": own}
+                for call, own in zip(result.tool_calls, called, strict=True)
+            ]
+        self.messages += [{"role": "user", "content": question}, answer]
+
+    def undo(self) -> str | None:
+        """Takes the last turn away; what was asked in it, None if there is none."""
+        last = next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "user"), None)
+        if last is None:
+            return None
+        question: str = self.messages[last]["content"]
+        del self.messages[last:]
+        return question
+
+    def set(self, name: str, value: str) -> None:
+        """Gives a field of the settings, or the seed, a value.
+
+        Raises:
+            DGemmaError: no such field, or a value that it cannot have.
+        """
+        if name != "seed" and name not in SETTABLE:
+            raise DGemmaError(f"no setting {name!r}; there are seed, {', '.join(SETTABLE)}")
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = value
+        if name == "seed":
+            self.seed = replace(self.request("x"), seed=read).seed
+            return
+        given = {own: getattr(self.settings, own) for own in self.settings.given}
+        self.settings = GenerationConfig(**{**given, name: read})
+
+    def save(self, path: str) -> None:
+        """Writes the conversation as JSON.
+
+        Raises:
+            DGemmaError: the file cannot be written.
+        """
+        given = {own: getattr(self.settings, own) for own in sorted(self.settings.given)}
+        known = {"form": FORM, "checkpoint": self.checkpoint, "seed": self.seed, "thinking": self.thinking}
+        known |= {"settings": given, "tools": list(self.tools), "system": self.system, "messages": self.messages}
+        text = json.dumps(known, ensure_ascii=False, indent=1) + "\n"
+        write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogatepass")))
+
+    def load(self, path: str) -> str | None:
+        """Takes over a conversation; a word, if it was held with another checkpoint.
+
+        Raises:
+            DGemmaError: a file that is none. The conversation stays what it was.
+        """
+        try:
+            content = json.loads(read_file(Path(path).expanduser()))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DGemmaError(f"{path} cannot be read ({first_line(error)}); give a file that /save wrote") from None
+        if not isinstance(content, dict) or content.get("form") != FORM:
+            raise DGemmaError(f"{path} is no conversation; give a file that /save wrote")
+        system, messages = content.get("system"), content.get("messages")
+        if not isinstance(messages, list) or not isinstance(system, str | None):
+            raise DGemmaError(f"{path}: its messages are damaged; give a file that /save wrote")
+        settings, tools = content.get("settings"), content.get("tools")
+        seed, thinking = content.get("seed"), content.get("thinking")
+        if type(seed) is not int or seed < 0 or type(thinking) is not bool or not isinstance(settings, dict):
+            raise DGemmaError(f"{path}: its settings are damaged; give a file that /save wrote")
+        try:
+            normalised(messages)
+            normalised_tools(tools)
+            own, given = GenerationConfig(**settings), tuple(tools) if isinstance(tools, list) else ()
+            made = replace(self, settings=own, seed=seed, thinking=thinking, tools=given)
+            made.request("x")
+        except (DGemmaError, TypeError) as error:
+            raise DGemmaError(f"{path}: {first_line(error)}") from None
+        self.settings, self.seed, self.thinking, self.tools = made.settings, seed, thinking, made.tools
+        self.system, self.messages = system, messages
+        other = content.get("checkpoint")
+        return None if other == self.checkpoint else f"this conversation was held with {other!r}"
