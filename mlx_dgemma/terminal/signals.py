@@ -28,6 +28,7 @@ class _State:
         self.is_pending = False  # nobody has dealt with it
         self.raised_at = -math.inf
         self.held = 0  # how many want none now
+        self.is_dealt_with = False  # the command is saying what happened: another changes nothing
 
 
 _state = _State()
@@ -59,7 +60,7 @@ def check() -> None:
 def hold() -> None:
     """No more of them until the end: what is left is to say what happened."""
     _state.held += 1
-    _state.is_pending = False
+    _state.is_pending, _state.is_dealt_with = False, True
 
 
 def forgive() -> bool:
@@ -81,7 +82,7 @@ def close() -> None:
     """The command is done: no more signals. Raises KeyboardInterrupt if one came that nobody has dealt with."""
     if _is_main():
         _state.held += 1
-        if _state.is_pending:
+        if _state.is_pending and not _state.is_dealt_with:
             _raise()
 
 
@@ -108,6 +109,7 @@ def heeded(*, ends_process: bool) -> Iterator[None]:
         return
     before, hook = {number: signal.getsignal(number) for number in _ours()}, sys.unraisablehook
     held, _state.held, _state.raised_at = _state.held, _state.held + 1, -math.inf
+    _state.is_dealt_with = False
     if not held:  # else `begin` may have got one
         _state.received, _state.is_pending = None, False
     try:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dgemma.terminal import signals
+from mlx_dgemma.terminal.cli import exit_code
 from tests.signals.run import ROOT, heed
 
 FILES = (
@@ -56,6 +58,21 @@ def test_little_is_imported_before():
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     ours = {"mlx_dgemma", "mlx_dgemma.terminal", "mlx_dgemma.terminal.signals"}
     assert {*told.split()} <= ours | {"signal", "threading", "_weakrefset", "math", "collections.abc"}
+
+
+def test_another_signal_while_the_command_says_what_happened_changes_nothing(capsys):
+    """Two of them at once: the second must not have the last word."""
+
+    def run() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            signals.hold()
+            signal.raise_signal(signal.SIGTERM)
+        return signals.exit_code()
+
+    assert exit_code(run, "interrupted before anything") == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == ""
 
 
 def test_a_signal_before_the_command_is_imported_waits_for_it(monkeypatch):
