@@ -126,9 +126,11 @@ def _answer(engine: Engine, chat: Chat, question: str, watch: bool, delay: float
             else:
                 shown.step(event)
     except KeyboardInterrupt:
-        if not signals.forgive():
-            raise
         reason = "interrupted"
+        if not signals.forgive():
+            signals.hold()
+            shown.end(collect(done, reason))
+            raise
     result = collect(done, reason)
     shown.end(result)
     chat.session.keep(question, result)

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -170,6 +171,19 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation(tmp_path):
     terminal.type("\x03")  # on the line: what is typed is given up
     terminal.type("/exit\r")
     assert terminal.end() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_any_other_signal_ends_the_conversation(tmp_path, number):
+    terminal = Terminal(80, tmp_path)
+    terminal.until(r"\n>")
+    terminal.type("count 18 to 50\r")
+    terminal.until("canvas 2 · step")
+    terminal.process.send_signal(number)
+    assert terminal.end() == 128 + number
+    assert terminal.sent.count(b"interrupted") == 1 and b"Traceback" not in terminal.sent
+    assert "18 19 20 21" in "\n".join(terminal.rows)
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from mlx_dgemma.terminal.cli import exit_code
 from tests.signals.run import ROOT, heed
 
 FILES = (
-    "generate.py", "__main__.py", "roofline.py", "bench/__main__.py", "report/__main__.py", "sweep/__main__.py",
-    "demo/train.py", "demo/evaluate.py", "../convert/__main__.py",
+    "generate.py", "__main__.py", "roofline.py", "chat/__main__.py", "bench/__main__.py", "report/__main__.py",
+    "sweep/__main__.py", "demo/train.py", "demo/evaluate.py", "../convert/__main__.py",
 )  # fmt: skip
 BEGIN = """
 from mlx_dgemma.terminal import signals
