@@ -111,7 +111,8 @@ def test_a_new_turn_encodes_what_is_new(model, watched):
         assert cached == (0 if turns == 1 else len(conversation(turns - 1)) - 2)
         assert sum(map(len, watched.parts)) == len(ids) - cached
     assert len(store.entries) == 1  # one conversation, whose full layers are there once
-    assert sorted(store.entries[0].ends)[0] == 1 + 33  # behind the system's turn
+    ends = [len(conversation(turns)) - 2 for turns in (3, 4)]
+    assert sorted(store.entries[0].ends) == [1 + 33, *ends]  # behind the system's turn, and the last two
     assert len(store.entries[0].ends) == prefixes.ENDS
 
 
@@ -125,6 +126,27 @@ def test_conversations_share_the_systems_turn_and_an_edit_goes_back_one(model):
     assert store.prefix(model, again, turn_ends(tokenizer, again))[1] == len(first) - 2
     edited = [*conversation(4)[:-5], 497, CLOSE, OPEN, 11]
     assert store.prefix(model, edited, turn_ends(tokenizer, edited))[1] == len(first) - 2
+
+
+def test_a_turns_end_counts_only_if_all_before_it_is_shared(model):
+    store = PrefixStore()
+    store.prefix(model, list(range(1, 21)), {5, 15})
+    for shared, cached in ((4, 0), (5, 5), (14, 5), (15, 15)):
+        other = PrefixStore()
+        other.entries, other._model = list(store.entries), model
+        assert other.prefix(model, [*range(1, shared + 1), 400, 401], ())[1] == cached
+
+
+def test_windows_of_what_was_left_behind_are_not_taken_over(model, watched):
+    """Another end at the same length is another conversation's."""
+    store = PrefixStore()
+    store.prefix(model, list(range(1, 21)), {5, 15})
+    branch = [*range(1, 9), *range(300, 312)]
+    store.prefix(model, branch, {18})
+    watched.parts.clear()
+    last = [*branch[:16], 450, 451]
+    cache, cached = store.prefix(model, last, ())
+    assert cached == 5 and mx.array_equal(logits(model, cache), cold(model, [last[:5], last[5:]]))
 
 
 def test_results_of_calls_are_gone_on_behind():
@@ -157,6 +179,18 @@ def test_the_least_recently_used_goes_first_and_short_ones_before_it(model, monk
     store.prefix(model, [9, 9, 9], {3})
     kept = [entry.ids for entry in store.entries]
     assert (9, 9, 9) not in kept or kept[0] == (9, 9, 9)  # a short one that was never used again is next
+
+
+def test_what_was_used_later_stays_longer(model, monkeypatch):
+    monkeypatch.setattr(prefixes, "SHORT", 10)
+    prompts = [[n, *range(100, 160)] for n in range(3)]
+    size = PrefixStore()
+    size.prefix(model, prompts[0], {61})
+    store = PrefixStore(2 * size.nbytes + size.nbytes // 2)
+    for n in (0, 1, 1, 0):  # both were used again, the first one last
+        store.prefix(model, prompts[n], {61})
+    store.prefix(model, prompts[2], {61})
+    assert [entry.ids[0] for entry in store.entries] == [0, 2]
 
 
 def test_nothing_is_kept_beyond_the_budget(model):
