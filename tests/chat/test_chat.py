@@ -19,6 +19,7 @@ from mlx_dgemma.trace import load_trace
 from tests.screen import ROOT
 
 COMMAND = [sys.executable, "-m", "mlx_dgemma.chat"]
+LONG = ("--stability-threshold", "10")  # steps enough to stop one in the middle, on any machine
 
 
 def piped(text: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -159,7 +160,7 @@ def test_a_turn_on_a_terminal(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_answer_and_not_the_conversation(tmp_path):
-    terminal = Terminal(80, tmp_path)
+    terminal = Terminal(80, tmp_path, *LONG)
     terminal.until(r"\n>")
     terminal.type("count 18 to 50\r")
     terminal.until("canvas 2 · step")
@@ -176,7 +177,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_any_other_signal_ends_the_conversation(tmp_path, number):
-    terminal = Terminal(80, tmp_path)
+    terminal = Terminal(80, tmp_path, *LONG)
     terminal.until(r"\n>")
     terminal.type("count 18 to 50\r")
     terminal.until("canvas 2 · step")
