@@ -54,12 +54,12 @@ class SetAside:
     def _mark(self, name: str) -> str:
         return f"{self._open}{self._names.index(name)}{self._close}"
 
-    def encode(self, rendered: str, encode: Callable[[str], list[int]]) -> list[int]:
+    def encode(self, rendered: str, encode: Callable[[str, bool], list[int]]) -> list[int]:
         """Token ids of a rendered template: its own control tokens, and what stands between them as plain text.
 
         Args:
             rendered: what the template made of marked messages.
-            encode: text without marks to ids.
+            encode: text without marks to ids; and whether names in it are text.
 
         Raises:
             DGemmaError: a name that this vocabulary cannot write as text.
@@ -70,13 +70,13 @@ class SetAside:
             if part in control:
                 ids.append(control[part])
             elif self._open in part:
-                ids += self._plain(re.sub(f"{self._open}(\\d+){self._close}", lambda m: self._names[int(m[1])], part))
+                text = re.sub(f"{self._open}(\\d+){self._close}", lambda m: self._names[int(m[1])], part)
+                ids += self._checked(text, encode(text, True))
             elif part:
-                ids += encode(part)
+                ids += encode(part, False)
         return ids
 
-    def _plain(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode_plain(text)
+    def _checked(self, text: str, ids: list[int]) -> list[int]:
         if not set(ids).isdisjoint(self.tokenizer.control_tokens.values()):
             name = self._pattern.search(text)
             shown = name[0] if name else text

@@ -58,7 +58,9 @@ def _is_ids(prompt: Prompt) -> TypeGuard[list[int]]:
     return isinstance(prompt, list) and all(type(item) is int for item in prompt)
 
 
-def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bool = False) -> list[int]:
+def encode(
+    tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bool = False, plain: bool = False
+) -> list[int]:
     """Token ids of a text that must not lose a character.
 
     Args:
@@ -66,13 +68,17 @@ def encode(tokenizer: Tokenizer, text: str, what: str, *, add_special_tokens: bo
         text: any.
         what: its name in errors.
         add_special_tokens: whether the tokenizer may add what its file says.
+        plain: whether control tokens that are spelled out are text.
 
     Raises:
         DGemmaError: half of a surrogate pair, or characters that the tokenizer does not know.
     """
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DGemmaError(f"{what} is not valid UTF-8")
-    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    if plain and isinstance(tokenizer, SpellsOut):
+        ids = tokenizer.encode_plain(text)
+    else:
+        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown not in ids:
         return ids
@@ -98,7 +104,7 @@ def _in_template(tokenizer: Tokenizer, messages: list[Message], tools: list[Mess
     text = _rendered(tokenizer, messages, tools, thinking)
     _check_place(tokenizer, messages, tools, thinking, text)
     if aside is not None:
-        return aside.encode(text, lambda part: encode(tokenizer, part, "the prompt"))
+        return aside.encode(text, lambda part, plain: encode(tokenizer, part, "the prompt", plain=plain))
     return encode(tokenizer, text, "the prompt")
 
 

@@ -124,7 +124,15 @@ def test_a_vocabulary_that_cannot_write_the_name_says_so():
 
     aside = SetAside(Words(), "a <end>")
     with pytest.raises(DGemmaError, match="'<end>', which this checkpoint's vocabulary cannot write as text"):
-        aside.encode(aside.marked("a <end>"), Words().encode_plain)
+        aside.encode(aside.marked("a <end>"), lambda text, plain: Words().encode_plain(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("a \ud800 <turn|>", "not valid UTF-8"), ("<turn|> é", "does not know: 'é'")]
+)
+def test_beside_such_names_nothing_is_lost_either(text, told):
+    with pytest.raises(DGemmaError, match=told):
+        Engine.load().prepare(Request(text))
 
 
 def test_the_embedded_checkpoint_reads_them_as_text_too():
