@@ -88,7 +88,8 @@ class PrefixFolder:
             DGemmaError: the disk is full, or the folder cannot be written to.
         """
         for entry in entries:
-            if not entry.ends or entry.ids in self._ids.values():
+            ids = entry.ids[: max(entry.ends, default=0)]
+            if not ids or ids in self._ids.values():
                 continue
             for file, own in list(self._ids.items()):
                 if common(own, entry.ids) == len(own):
@@ -98,9 +99,9 @@ class PrefixFolder:
             except OSError as error:
                 raise DGemmaError(f"{self.folder}: prefixes cannot be written ({error.strerror})") from None
             if fits:
-                file = self.folder / (hashlib.sha256(repr(entry.ids).encode()).hexdigest()[:32] + SUFFIX)
+                file = self.folder / (hashlib.sha256(repr(ids).encode()).hexdigest()[:32] + SUFFIX)
                 self._write(file, entry)
-                self._ids[file] = entry.ids[: max(entry.ends)]
+                self._ids[file] = ids
 
     def _files(self) -> list[Path]:
         found = [Path(e.path) for e in os.scandir(self.folder) if e.name.endswith(SUFFIX) and e.is_file()]

@@ -69,6 +69,16 @@ def test_a_conversation_that_goes_on_takes_the_place_of_its_file(tmp_path, model
     assert opened(tmp_path, model)[0].prefix(model, longer, ())[1] == 90
 
 
+def test_what_is_there_is_not_written_again(tmp_path, model):
+    written(tmp_path, model)
+    (file,) = tmp_path.iterdir()
+    before = file.stat().st_ino
+    store, _, _ = opened(tmp_path, model)
+    assert store.prefix(model, IDS, {40, 55})[1] == 55
+    store.save()
+    assert [f.stat().st_ino for f in tmp_path.iterdir()] == [before]
+
+
 def test_the_oldest_files_make_room(tmp_path, model):
     first = written(tmp_path, model)
     size = next(tmp_path.iterdir()).stat().st_size
