@@ -10,7 +10,6 @@ if __name__ == "__main__":
 import json
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
@@ -81,14 +80,13 @@ def _remembering(engine: Engine, options: Options, progress: ProgressLine) -> En
     """The engine, with what earlier runs encoded."""
     if options.prefix_cache is None:
         return engine
-    from mlx_dgemma.text.kept import PrefixFolder
-    from mlx_dgemma.text.prefixes import PrefixStore
+    from mlx_dgemma.terminal.start import remembering
 
     def tell(line: str) -> None:
         progress.clear()
         say(line)
 
-    return replace(engine, prefixes=PrefixStore(shelf=PrefixFolder(options.prefix_cache, engine.model, tell=tell)))
+    return remembering(engine, options.prefix_cache, tell)
 
 
 def _text(engine: Engine, request: Request, options: Options, progress: ProgressLine) -> int:

@@ -9,7 +9,6 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
@@ -58,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
         from mlx_dgemma.chat.line import reader
         from mlx_dgemma.chat.session import Session
         from mlx_dgemma.chat.show import dim
-        from mlx_dgemma.terminal.start import load_engine
+        from mlx_dgemma.terminal.start import load_engine, remembering
     tools = () if args.tools is None else tuple(read_tools(args.tools))
-    engine = _remembering(load_engine(args.model, args.dtype, wire=args.wire), args.prefix_cache)
+    engine = remembering(load_engine(args.model, args.dtype, wire=args.wire), args.prefix_cache, say)
     is_embedded = engine.checkpoint == "embedded"
     session = Session(engine.checkpoint, is_embedded, settings_of(args), args.seed, args.thinking, tools, args.system)
     if args.load is not None and (note := session.load(args.load)):
@@ -74,14 +73,6 @@ def run(args: argparse.Namespace) -> int:
     if engine.prefixes is not None:
         engine.prefixes.save()
     return 0
-
-
-def _remembering(engine: Engine, folder: str | None) -> Engine:
-    from mlx_dgemma.text.kept import PrefixFolder
-    from mlx_dgemma.text.prefixes import PrefixStore
-
-    shelf = None if folder is None else PrefixFolder(folder, engine.model, tell=say)
-    return replace(engine, prefixes=PrefixStore(shelf=shelf))
 
 
 def _turn(engine: Engine, chat: Chat, typed: str, watch: bool, delay: float) -> None:

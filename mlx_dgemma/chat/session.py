@@ -61,10 +61,9 @@ class Session:
         if result.thought:
             answer["reasoning"] = result.thought
         if result.tool_calls:
-            called = [{"name": call.name, "arguments": call.arguments} for call in result.tool_calls]
             answer["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": own}
-                for call, own in zip(result.tool_calls, called, strict=True)
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in result.tool_calls
             ]
         self.messages += [{"role": "user", "content": question}, answer]
 

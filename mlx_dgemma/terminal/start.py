@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.terminal import signals
@@ -39,3 +41,16 @@ def load_engine(model: str | None, dtype: str | None = None, *, wire: bool = Tru
         if warning is not None and not quiet:
             say(f"warning: {warning}")
     return engine
+
+
+def remembering(engine: Engine, folder: str | None, tell: Callable[[str], None]) -> Engine:
+    """The engine with a store of prefixes: of this process, and of earlier ones if there is a folder.
+
+    Raises:
+        DGemmaError: the folder cannot be made or read.
+    """
+    from mlx_dgemma.text.kept import PrefixFolder
+    from mlx_dgemma.text.prefixes import PrefixStore
+
+    shelf = None if folder is None else PrefixFolder(folder, engine.model, tell=tell)
+    return replace(engine, prefixes=PrefixStore(shelf=shelf))

@@ -40,9 +40,10 @@ class Turns:
 
     def keep(self, calls: Sequence[ToolCall], turn: Turn) -> None:
         """Keeps a turn."""
+        key = frozenset(call.id for call in calls)
         with self._lock:
-            self._turns[frozenset(call.id for call in calls)] = turn
-            self._turns.move_to_end(frozenset(call.id for call in calls))
+            self._turns[key] = turn
+            self._turns.move_to_end(key)
             while len(self._turns) > self._most:
                 self._turns.popitem(last=False)
 
