@@ -85,6 +85,7 @@ def _add_conversation(parser: argparse.ArgumentParser) -> None:
     add("--tools", metavar="FILE", help="JSON list of function schemas that the model may call; calls come as JSON")
     add("--tool-choice", metavar="WHICH", help="auto, none, required, or the name of the tool to call (default: auto)")
     add("--stop", metavar="TEXT", action="append", help="end the answer where this text would stand; may be repeated")
+    add("--json-schema", metavar="FILE", help="answer with JSON that follows the schema in FILE (docs/structured.md)")
 
 
 def _add_steering(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +142,8 @@ def _check_steering(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--watch-delay goes with --watch and takes 0 to 60 seconds, got {args.watch_delay}")
     if args.num_samples < 1:
         parser.error(f"--num-samples must be at least 1, got {args.num_samples}")
+    if args.json_schema is not None and args.trace is not None:
+        parser.error("--json-schema does not go with --trace; leave one out")
     what = "--choose" if args.choose is not None else "--num-samples" if args.num_samples > 1 else None
     others = {"--watch": args.watch, "--trace": args.trace is not None}
     if args.choose is not None:
@@ -160,7 +163,7 @@ def request_of(args: argparse.Namespace) -> Request:
         _prompt(args), settings=settings_of(args), seed=args.seed, canvas=() if args.choose is not None else plan,
         samples=args.num_samples, chat_template=not args.no_chat_template, thinking=args.thinking,
         tools=() if args.tools is None else read_tools(args.tools), tool_choice=args.tool_choice or "auto",
-        stop=args.stop or (),
+        stop=args.stop or (), response_format=None if args.json_schema is None else _read_schema(args.json_schema),
     )  # fmt: skip
 
 
@@ -170,14 +173,28 @@ def read_tools(path: str) -> list[dict[str, Any]]:
     Raises:
         DGemmaError: a file that cannot be read or is none.
     """
-    try:
-        content = json.loads(read_file(Path(path).expanduser()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DGemmaError(f"{path}: cannot be read as tools ({first_line(error)}); give a JSON file") from None
+    content = _read_json(path, "tools")
     tools = content.get("tools") if isinstance(content, dict) else content
     if not isinstance(tools, list):
         raise DGemmaError(f"{path}: it holds no list; give a JSON list of function schemas")
     return tools
+
+
+def _read_schema(path: str) -> dict[str, Any]:
+    """The form of an answer from a JSON file: a schema, by itself or as OpenAI's clients wrap it."""
+    content = _read_json(path, "a schema")
+    wrapped = content.get("json_schema", content) if isinstance(content, dict) else content
+    schema = wrapped["schema"] if isinstance(wrapped, dict) and isinstance(wrapped.get("schema"), dict) else wrapped
+    if not isinstance(schema, dict):
+        raise DGemmaError(f"{path}: it holds no schema; give a JSON object")
+    return {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
+
+
+def _read_json(path: str, what: str) -> Any:
+    try:
+        return json.loads(read_file(Path(path).expanduser()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DGemmaError(f"{path}: cannot be read as {what} ({first_line(error)}); give a JSON file") from None
 
 
 def _prompt(args: argparse.Namespace) -> Prompt:

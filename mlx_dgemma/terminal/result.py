@@ -18,6 +18,7 @@ def as_json(result: GenerationResult) -> dict[str, object]:
         "tool_calls": [asdict(call) for call in result.tool_calls],
         "tokens": result.tokens,
         "finish_reason": result.finish_reason,
+        "fault": result.fault,
         "steps_per_canvas": result.steps_per_canvas,
         "log_p": list(result.log_p),
         "entropy": list(result.entropy),
@@ -48,7 +49,7 @@ def ended(result: GenerationResult) -> str | None:
         return f"the text was cut at {result.stats.tokens} tokens; --max-tokens raises that, as far as the context goes"
     if result.finish_reason == "repetition":
         return "the model began to repeat itself, so the text was ended"
-    return None
+    return f"the answer has not the form that was asked for: {result.fault}" if result.fault else None
 
 
 def summary(result: GenerationResult) -> str:

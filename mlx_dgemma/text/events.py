@@ -62,6 +62,7 @@ class TextCanvas:
         entropy: of that distribution, for each of the tokens, nats; 0 for given ones.
         thought: what this canvas adds to the thoughts.
         tool_calls: calls that ended in it.
+        fault: of the last canvas, why the answer has not the request's `response_format`; "" if it has.
     """
 
     canvas_index: int
@@ -75,6 +76,7 @@ class TextCanvas:
     entropy: Sequence[float] = ()
     thought: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class GenerationResult:
         log_p, entropy: of each of the tokens, see `TextCanvas`.
         thought: what the model thought before it answered.
         tool_calls: calls that it makes, in order.
+        fault: why the text has not the request's `response_format`; "" if it has.
     """
 
     text: str
@@ -103,6 +106,7 @@ class GenerationResult:
     entropy: Sequence[float] = ()
     thought: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,4 +139,5 @@ def collect(canvases: Iterable[TextCanvas], finish_reason: str | None = None) ->
         entropy=[nats for c in done for nats in c.entropy],
         thought="".join(c.thought for c in done),
         tool_calls=tuple(call for c in done for call in c.tool_calls),
+        fault=done[-1].fault if done else "",
     )

@@ -12,7 +12,9 @@ from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.choose import likeliest
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.forced import opening_of
+from mlx_dgemma.text.reply import MARKS
 from mlx_dgemma.text.run import Run
+from mlx_dgemma.text.structured import StructuredWriter
 from mlx_dgemma.text.transcript import Committed, Transcript
 
 
@@ -34,15 +36,26 @@ class _Writer:
 
     def events(self) -> Iterator[DenoisingStep | TextCanvas]:
         """A call that has to be made is opened behind the thought; then the text is written to its end."""
-        if self.run.callable:
-            if self.run.request.thinking:
-                yield from self._write(thought_only=True)
-            if not self.is_done:
-                given, config = self._opening(), self.run.model.config
-                self.transcript.give(given)
-                self.steerings = steerings(given, (), 0.0, 0, config.canvas_length, config.vocab_size)
+        if (self.run.callable or self.run.form) and self.run.request.thinking:
+            yield from self._write(thought_only=True)
+        if self.run.form is not None and not self.is_done and not self._calls():
+            writer = StructuredWriter(self.run, self.run.form, self.cache, self.noise, self.transcript)
+            yield from writer.events()
+            return
+        if self.run.callable and not self.is_done:
+            given, config = self._opening(), self.run.model.config
+            self.transcript.give(given)
+            self.steerings = steerings(given, (), 0.0, 0, config.canvas_length, config.vocab_size)
         if not self.is_done:
             yield from self._write()
+
+    def _calls(self) -> bool:
+        """Whether the model would rather call a tool than answer in the form that was asked for."""
+        tokenizer, request = self.run.tokenizer, self.run.request
+        mark = None if tokenizer is None else tokenizer.get_vocab().get(MARKS["open_call"])
+        if tokenizer is None or mark is None or not request.tools or request.tool_choice == "none":
+            return False
+        return likeliest(self.run, self.cache, [tokenizer.encode("{", False)[:1], [mark]]) == 1
 
     def _opening(self) -> list[int]:
         """Opens the call, up to its first argument; of the likeliest tool if several may be called."""

@@ -66,6 +66,8 @@ class Request:
         tool_choice: "auto", "none" (the model sees no tools), "required" (it calls one), or the name of one that it
             calls.
         stop: texts that end the answer where the first of them would stand.
+        response_format: the form of the answer, as OpenAI's clients write it: {"type": "json_object"}, or {"type":
+            "json_schema", "json_schema": {"schema": …, "strict": …}}; see `text.formats`.
 
     Raises:
         DGemmaError: settings, a seed, a canvas, a number of samples, a choice or stop texts that are none.
@@ -83,6 +85,7 @@ class Request:
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str = "auto"
     stop: Sequence[str] = ()
+    response_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings, GenerationConfig):

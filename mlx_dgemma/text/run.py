@@ -18,9 +18,11 @@ from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.forced import callable_names, opening_of
+from mlx_dgemma.text.formats import Format, format_of, with_form
+from mlx_dgemma.text.grammar import fixed_texts
 from mlx_dgemma.text.messages import normalised
 from mlx_dgemma.text.prefixes import PrefixStore, turn_ends
-from mlx_dgemma.text.prompts import check_ids, prompt_ids
+from mlx_dgemma.text.prompts import check_ids, encode, prompt_ids
 from mlx_dgemma.text.reply import ToolCall
 from mlx_dgemma.text.request import CanvasPlan, Prompt, Request
 from mlx_dgemma.text.template import given_and_draft
@@ -53,6 +55,7 @@ class Run:
         rendered: the prompt's ids as the template wrote them, where `ids` hold a turn's own.
         turns: where a turn that ends in calls is kept.
         prefixes: what remembers prompts that were encoded.
+        form: that the answer has to have; None if it may have any.
     """
 
     model: DiffusionGemma
@@ -66,6 +69,7 @@ class Run:
     rendered: Sequence[int] = ()
     turns: Turns | None = None
     prefixes: PrefixStore | None = None
+    form: Format | None = None
 
     @property
     def max_canvases(self) -> int:
@@ -117,8 +121,9 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
             f"noise is a {type(request.noise).__name__}; give an object with tokens and uniform, or a seed"
         )
     settings = request.settings.over(model.generation_config)
-    rendered = _ids(tokenizer, request, request.prompt)
-    ids = (turns and _spliced(tokenizer, request, turns)) or rendered
+    form = _form(tokenizer, request)
+    rendered = _ids(tokenizer, request, request.prompt, form)
+    ids = (turns and _spliced(tokenizer, request, turns, form)) or rendered
     if request.stop and tokenizer is None:
         raise DGemmaError("the checkpoint has no tokenizer files, so no text can stop it; leave stop out")
     check_ids(model, ids)
@@ -131,20 +136,42 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
         length = min(MAX_TOKENS, model.config.max_position_embeddings - len(ids))
     settings = replace(settings, max_new_tokens=max(length, len(given)))
     callable_ = _callable(tokenizer, request, size)
-    return Run(model, tokenizer, request, ids, settings, given, steered, callable_, rendered, turns)
+    return Run(model, tokenizer, request, ids, settings, given, steered, callable_, rendered, turns, form=form)
 
 
-def _ids(tokenizer: Tokenizer | None, request: Request, prompt: Prompt) -> list[int]:
+def _ids(tokenizer: Tokenizer | None, request: Request, prompt: Prompt, form: Format | None) -> list[int]:
     seen = () if request.tool_choice == "none" else request.tools
+    if form is not None and isinstance(prompt, str) and request.chat_template:
+        prompt = [{"role": "user", "content": prompt}]
+    if form is not None and isinstance(prompt, list) and not all(type(item) is int for item in prompt):
+        prompt = with_form(normalised(prompt), form)
     return prompt_ids(tokenizer, prompt, request.chat_template, thinking=request.thinking, tools=seen)
 
 
-def _spliced(tokenizer: Tokenizer | None, request: Request, turns: Turns) -> list[int] | None:
+def _form(tokenizer: Tokenizer | None, request: Request) -> Format | None:
+    """The form of the answer, which this vocabulary can spell."""
+    form = format_of(request.response_format)
+    if form is None:
+        return None
+    if tokenizer is None:
+        raise DGemmaError(
+            "the checkpoint has no tokenizer files, so no answer can have a form; leave response_format out"
+        )
+    if request.samples > 1 or request.plan != CanvasPlan() or request.tool_choice not in ("auto", "none"):
+        raise DGemmaError("response_format does not go with canvas, samples and a tool that has to be called")
+    if request.chat_template:
+        encode(tokenizer, form.told, "what the model is told of response_format", plain=True)
+    for text in fixed_texts(form.node):
+        encode(tokenizer, text, f"response_format: {text[:40]!a}", plain=True)
+    return form
+
+
+def _spliced(tokenizer: Tokenizer | None, request: Request, turns: Turns, form: Format | None) -> list[int] | None:
     """The ids of a prompt whose last turn is one of our own."""
     prompt = request.prompt
     if not isinstance(prompt, list) or not any(isinstance(m, dict) and m.get("tool_calls") for m in prompt):
         return None
-    return turns.spliced(normalised(prompt), lambda messages: _ids(tokenizer, request, list(messages)))
+    return turns.spliced(normalised(prompt), lambda messages: _ids(tokenizer, request, list(messages), form))
 
 
 def _callable(tokenizer: Tokenizer | None, request: Request, size: int) -> list[str]:

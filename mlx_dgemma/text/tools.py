@@ -111,29 +111,18 @@ class _Plain:
         """The schema with references and unions at its top put in place."""
         for _ in range(DEPTH - depth):
             if "$ref" in schema:
-                schema = {**self._referred(schema["$ref"], place), **_without(schema, "$ref")}
+                schema = {**referred(self.root, schema["$ref"], place), **_without(schema, "$ref")}
             elif key := next((key for key in ("anyOf", "oneOf") if key in schema), None):
                 schema = self._united(schema, key, place, depth)
             elif "allOf" in schema:
                 parts = [self._resolved(_mapping(p, place), place, depth + 1) for p in _list(schema["allOf"], place)]
-                schema = _merged([*parts, _without(schema, "allOf")])
+                schema = merged([*parts, _without(schema, "allOf")])
             else:
                 return _without(schema, "$defs", "definitions", "$schema")
         raise self._endless()
 
     def _endless(self) -> DGemmaError:
         return DGemmaError(f"{self.where}: the schema refers to itself, or is too deep; give one that ends")
-
-    def _referred(self, reference: object, place: str) -> Schema:
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            raise DGemmaError(f"{place}: $ref {reference!r} is not inside the schema; put what it names in its place")
-        found: object = self.root
-        for name in reference.split("/")[1:]:
-            name = name.replace("~1", "/").replace("~0", "~")
-            found = found.get(name) if isinstance(found, dict) else None
-        if not isinstance(found, dict):
-            raise DGemmaError(f"{place}: $ref {reference!r} names nothing")
-        return found
 
     def _united(self, schema: Schema, key: str, place: str, depth: int) -> Schema:
         """One schema for several: nullable for one beside null; otherwise the first, the others told in words."""
@@ -144,13 +133,13 @@ class _Plain:
         if nullable:
             rest["nullable"] = True
         if len(parts) == 1:
-            return _merged([parts[0], rest])
+            return merged([parts[0], rest])
         if all(set(part) <= {"enum", "const", "type"} and ("enum" in part or "const" in part) for part in parts):
             return {**rest, "enum": [value for part in parts for value in part.get("enum", [part.get("const")])]}
         if not self.is_told:
             return {**rest, "type": ANY}
         chosen = next((part for part in parts if part.get("type") == "string"), parts[0])
-        return _told(_merged([chosen, rest]), "one of: " + ", ".join(_shortly(part) for part in parts))
+        return _told(merged([chosen, rest]), "one of: " + ", ".join(_shortly(part) for part in parts))
 
     def _one_type(self, schema: Schema, place: str) -> Schema:
         """The schema with exactly one type."""
@@ -208,7 +197,20 @@ def _shortly(schema: Schema) -> str:
     return f"{kind}{named}"
 
 
-def _merged(parts: Sequence[Schema]) -> Schema:
+def referred(root: object, reference: object, place: str) -> Schema:
+    """The schema inside of `root` that a `$ref` names; errors name the `place` of the reference."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        raise DGemmaError(f"{place}: $ref {reference!r} is not inside the schema; put what it names in its place")
+    found = root
+    for name in reference.split("/")[1:]:
+        name = name.replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        raise DGemmaError(f"{place}: $ref {reference!r} names nothing")
+    return found
+
+
+def merged(parts: Sequence[Schema]) -> Schema:
     """One schema that asks for all of them."""
     made: Schema = {}
     for part in parts:

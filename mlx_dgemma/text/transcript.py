@@ -61,7 +61,7 @@ class Transcript:
     def __init__(self, run: Run, prefix: Prefix):
         self.run, self._prefix = run, prefix
         self.position = 0  # where the next canvas begins, in tokens of the text with all that is left out of it
-        self._count = self._steps = self._canvases = 0
+        self._count = self._steps = self.canvases = 0
         self._given: Sequence[int | None] = run.given
         self._given_end = given_end(run.given, run.settings.stops)
         self._pad = None if run.tokenizer is None else run.tokenizer.pad_token_id
@@ -104,9 +104,9 @@ class Transcript:
         if reply.finish_reason == "tool_calls":
             self.run.keep_turn(self._ids, self._called)
         self._count += len(kept)
-        self._steps, self._canvases = self._steps + canvas.steps, self._canvases + 1
+        self._steps, self.canvases = self._steps + canvas.steps, self.canvases + 1
         return TextCanvas(
-            canvas_index=self._canvases - 1,
+            canvas_index=self.canvases - 1,
             canvas=canvas.tokens,
             tokens=new[:length],
             text=reply.content,
@@ -140,13 +140,13 @@ class Transcript:
         mean = sum(canvas.entropy) / len(canvas.entropy)
         if mean > NO_OPINION * math.log(self.run.model.config.vocab_size):
             raise DGemmaError(
-                f"canvas {self._canvases + 1} is nothing but padding, and the model is sure of none of it: the "
+                f"canvas {self.canvases + 1} is nothing but padding, and the model is sure of none of it: the "
                 "checkpoint is damaged (load it with verify=True), or memory ran out"
             )
         return True
 
     def _stats(self) -> Stats:
-        counts = self._count, self._canvases, self._steps
+        counts = self._count, self.canvases, self._steps
         measured = self.clock.seconds, mx.get_peak_memory()
         thoughts = 0 if self._reply is None else self._reply.parser.thought_tokens
         prefix = self._prefix

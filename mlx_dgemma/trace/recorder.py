@@ -34,10 +34,12 @@ class Recorder:
         engine, request: what the run is of; a request with a noise source of its own is recorded without a seed.
 
     Raises:
-        DGemmaError: as `engine.prepare`, for a request that cannot be carried out.
+        DGemmaError: as `engine.prepare`, for a request that cannot be carried out; one with a `response_format`.
     """
 
     def __init__(self, engine: Engine, request: Request):
+        if request.response_format is not None:
+            raise DGemmaError("an answer of a given form takes attempts that no trace can hold; leave one of them out")
         self._about: dict[str, Any] = {
             "prompt": request.prompt,
             "prompt_ids": np.array(engine.prepare(request).ids, np.int32),
