@@ -272,3 +272,21 @@ def test_from_the_shell(tmp_path, capsys):
         assert code in (1, 2) and told in err and len(err.strip().splitlines()) <= 2
     code, _, err = in_process(capsys, "roman 1994", "--json-schema", str(schema), "--trace", str(tmp_path / "t.npz"))
     assert code == 2
+
+
+@pytest.mark.parametrize("likes", [True, False])
+def test_beside_tools_the_model_decides_at_the_first_token(engine, likes, monkeypatch):
+    from mlx_dgemma.text import generation
+
+    def likeliest(run, cache, beginnings):
+        assert [len(ids) for ids in beginnings] == [1, 1]
+        return int(likes)
+
+    monkeypatch.setattr(generation, "likeliest", likeliest)
+    vocabulary = {**engine.tokenizer.get_vocab(), "<|tool_call>": 7}
+    monkeypatch.setattr(type(engine.tokenizer), "get_vocab", lambda self: vocabulary)
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    asked = Request("it", response_format={"type": "json_object"}, tools=(tool,), chat_template=True)
+    monkeypatch.setattr("mlx_dgemma.text.run.prompt_ids", lambda *_, **__: [3, 5, 7])
+    text = engine.generate(asked).text
+    assert text.startswith("{") != likes
