@@ -14,6 +14,10 @@ class DGemmaError(ValueError):
         super().__init__(_BREAKS.sub(lambda character: ascii(character[0])[1:-1], shortened(message)))
 
 
+class OutOfMemory(DGemmaError):
+    """There was no room for what was asked; something smaller, or the same later, may go."""
+
+
 def shortened(message: str) -> str:
     """A message with its middle left out, if it is longer than anybody reads."""
     if len(message) <= LONGEST:

@@ -39,6 +39,13 @@ def chat() -> int:
     return main()
 
 
+def server() -> int:
+    signals.begin()
+    from mlx_dgemma.server.__main__ import main
+
+    return main()
+
+
 def report() -> int:
     signals.begin()
     from mlx_dgemma.report.__main__ import main

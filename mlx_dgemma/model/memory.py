@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import OutOfMemory
 from mlx_dgemma.model import cpu
 from mlx_dgemma.model.limits import SharedLimit
 
@@ -84,7 +84,7 @@ def explained() -> Iterator[None]:
     """Tells in one line that memory ran out.
 
     Raises:
-        DGemmaError: instead of what MLX raises then.
+        OutOfMemory: instead of what MLX raises then.
     """
     try:
         yield
@@ -93,7 +93,7 @@ def explained() -> Iterator[None]:
             raise
         used, most = mx.get_peak_memory() / 1e9, recommended()
         limit = "" if most is None else f", of the {most / 1e9:.1f} GB that the GPU may hold"
-        raise DGemmaError(
+        raise OutOfMemory(
             f"out of memory: {used:.1f} GB were in use{limit}; take a shorter prompt, fewer samples, or a checkpoint "
             "with fewer bits per weight, and close other programs"
         ) from None

@@ -10,6 +10,7 @@ from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.choose import distributions, likeliest
+from mlx_dgemma.text.endings import repeats
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.prompts import encode
 from mlx_dgemma.text.run import Run
@@ -74,6 +75,8 @@ class Answer:
         self.entropy: list[float] = []
         self.steps = 0  # since the last canvas was committed
         self.is_over = self._is_hopeless = False
+        self.is_looping = False  # whether a canvas said one thing from end to end, or what the last one said
+        self._previous: list[int] = []
 
     @property
     def canvases(self) -> int:
@@ -166,7 +169,9 @@ class Answer:
         spare = self.length - len(ids)
         steps, self.steps = self.steps if ids else 0, 0
         committed = Committed([*ids, *[filler] * spare], steps, [*log_p, *[0.0] * spare], [*entropy, *[0.0] * spare])
-        canvas = self.transcript.add(committed, is_last=is_last, end=len(ids))
+        self.is_looping = self.is_looping or repeats(ids, self._previous)
+        self._previous = ids
+        canvas = self.transcript.add(committed, is_last=is_last, end=len(ids), may_repeat=True)
         if canvas.finish_reason is None:
             prefill(self.run.model, mx.array([ids]), self.cache)
         return canvas

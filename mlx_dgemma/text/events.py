@@ -62,6 +62,7 @@ class TextCanvas:
         entropy: of that distribution, for each of the tokens, nats; 0 for given ones.
         thought: what this canvas adds to the thoughts.
         tool_calls: calls that ended in it.
+        spoken: which of the tokens are the answer's, and no thought's, call's or mark.
         fault: of the last canvas, why the answer has not the request's `response_format`; "" if it has.
     """
 
@@ -77,6 +78,7 @@ class TextCanvas:
     thought: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     fault: str = ""
+    spoken: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,11 @@ class PrefixStore:
         self._keep(Entry(tuple(ids), _full(cache), _last(kept)), model)
         return cache, cached
 
+    def clear(self) -> None:
+        """Forgets the entries."""
+        with self._lock:
+            self.entries = []
+
     def save(self) -> None:
         """Keeps the entries beyond memory.
 

@@ -8,6 +8,7 @@ without a partner say nothing; between an odd number of quote tokens an end of a
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -148,6 +149,10 @@ class ReplyParser:
             text = self.tokenizer.decode(self._answer.tokens[: middle + 1], skip_special_tokens=True)
             first, last = (first, middle) if len(text) >= characters else (middle + 1, last)
         return self._positions[first]
+
+    def positions_from(self, first: int) -> list[int]:
+        """Where the answer's tokens stand in the reply, from a position on."""
+        return self._positions[bisect_left(self._positions, first) :]
 
     def _say(self, token: int) -> None:
         self._new.append(token)

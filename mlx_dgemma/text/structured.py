@@ -29,7 +29,6 @@ RESERVE = 256  # tokens of the budget that are kept for closing what is open
 CLOSING = ('"', "]", "}")
 _EARLY = {
     "length": "it was cut off; raise max_new_tokens",
-    "repetition": "it began to repeat itself",
     "stop": "a stop text ended it",
     "tool_calls": "a call ended it",
 }
@@ -83,7 +82,7 @@ class StructuredWriter:
         has_failed = self.failures[begins] >= RETRIES
         if len(state.options) == 1 and not state.is_free:
             self._add(state, state.options[0])
-        elif self.answer.is_late(RESERVE) and (end := self._ending(state)):
+        elif (self.answer.is_looping or self.answer.is_late(RESERVE)) and (end := self._ending(state)):
             self._add(state, end)
         elif state.options and not state.is_free and (has_failed or not state.is_layout):
             options = [self._with_rest(state, option) for option in state.options]

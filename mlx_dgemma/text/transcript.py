@@ -82,15 +82,17 @@ class Transcript:
         """Behind which token of the next canvas the thought ends: 0 if it holds none, None if it goes on."""
         return None if self._reply is None else self._reply.parser.thought_end(canvas.tokens)
 
-    def add(self, canvas: Committed, *, is_last: bool, end: int | None = None) -> TextCanvas:
+    def add(self, canvas: Committed, *, is_last: bool, end: int | None = None, may_repeat: bool = False) -> TextCanvas:
         """Takes a committed canvas, or its tokens up to `end`; `is_last` if none can follow whatever it holds.
+
+        A canvas that goes in a loop is the last one, unless it `may_repeat`.
 
         Raises:
             DGemmaError: nothing but padding, and no sign that the model meant it.
         """
         new, stopped = cut(canvas.tokens[:end], self.run.settings, self.position, self._given_end)
         reason = "stop" if stopped or self._is_empty(canvas) else None
-        if reason is None and canvas.steps and repeats(canvas.tokens, self._previous):
+        if reason is None and canvas.steps and not may_repeat and repeats(canvas.tokens, self._previous):
             reason, new = "repetition", [] if canvas.tokens == self._previous else new
         reason = reason or ("length" if is_last else None)
         self._previous = canvas.tokens
@@ -99,6 +101,7 @@ class Transcript:
             reply, new = self._reply.add(new, reason)
         kept = [i for i, token in enumerate(new) if token != self._pad or self._is_given(i)]
         length = kept[-1] + 1 if kept else 0  # without padding at the end
+        spoken = self._spoken(new[:length])
         self.position += len(new)
         self._ids, self._called = self._ids + new, [*self._called, *reply.tool_calls]
         if reply.finish_reason == "tool_calls":
@@ -117,7 +120,15 @@ class Transcript:
             entropy=canvas.entropy[:length],
             thought=reply.thought,
             tool_calls=reply.tool_calls,
+            spoken=spoken,
         )
+
+    def _spoken(self, new: list[int]) -> list[int]:
+        """Which of the next tokens are the answer's."""
+        if self._reply is None:
+            return list(range(len(new)))
+        own = (at - self.position for at in self._reply.parser.positions_from(self.position))
+        return [i for i in own if i < len(new) and new[i] != self._pad]
 
     def written(self, canvas: list[int], length: int) -> np.ndarray:
         """Which positions of a canvas hold the `length` tokens that it gave to the text, or the stop token: (C,)."""

@@ -1,0 +1,155 @@
+"""The application: paths, and from each one's body to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mlx_dgemma.server import sse
+from mlx_dgemma.server.answers import Answer, Part
+from mlx_dgemma.server.bodies import parsed
+from mlx_dgemma.server.chat import Chat
+from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.guard import Guard, Rules
+from mlx_dgemma.server.service import STARTED, Service
+
+LOOK = 0.2  # seconds between looks at whether a client that waits for a whole answer is still there
+GONE = 499  # nobody reads it
+T = TypeVar("T")
+log = logging.getLogger("mlx_dgemma.server")
+
+
+def create_app(service: Service, rules: Rules, *, metrics: bool = False) -> Guard:
+    """The application of a service, behind its guard."""
+    surface = _Surfaces(service)
+    routes = [
+        Route("/health", surface.health),
+        Route("/v1/models", surface.models),
+        Route("/v1/models/{name:path}", surface.model),
+        Route("/v1/chat/completions", _posted(surface.chat), methods=["POST"]),
+    ]
+    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _unknown}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), rules)
+
+
+def _posted(
+    handle: Callable[[Request, dict[str, Any]], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Reads the body before the handler, and logs what came of it: sizes and times, no texts."""
+
+    async def handler(request: Request) -> Response:
+        began, size, status = time.perf_counter(), 0, GONE
+        try:
+            body = await request.body()
+            size = len(body)
+            response = await handle(request, parsed(body))
+            status = response.status_code
+        except ClientDisconnect:
+            return Response(status_code=GONE)
+        except Refused as error:
+            status = error.status
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            log.info("%s %s: %d bytes, %.2f s, %d", request.method, request.url.path, size, seconds, status)
+        return response
+
+    return handler
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    is_anthropic = request.url.path.startswith("/v1/messages")
+    made = error.as_anthropic() if is_anthropic else error.as_openai()
+    return JSONResponse(made, error.status, headers=error.headers)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:80]
+    what = f"there is no {path!r} here" if error.status_code == 404 else f"{path!r} does not take {request.method}"
+    return await _refused(request, Refused(error.status_code, what))
+
+
+class _Surfaces:
+    """The handlers."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    async def health(self, request: Request) -> Response:
+        """Whether the model's thread lives."""
+        worker = self.service.worker
+        if not worker.is_alive:
+            return JSONResponse({"status": "dead"}, 503)
+        return JSONResponse({"status": "ok", "waiting": worker.waiting})
+
+    async def models(self, request: Request) -> Response:
+        """What is served; Codex reads a list of its own."""
+        rows = [self._row(name) for name in self.service.names]
+        return JSONResponse({"object": "list", "data": rows, "models": rows})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        return JSONResponse(self._row(self.service.named(request.path_params["name"])))
+
+    def _row(self, name: str) -> dict[str, Any]:
+        context = self.service.context
+        return {
+            "id": name, "slug": name, "object": "model", "created": STARTED, "owned_by": "mlx-dgemma",
+            "context_length": context, "max_model_len": context, "context_window": context,
+        }  # fmt: skip
+
+    async def chat(self, request: Request, body: dict[str, Any]) -> Response:
+        """/v1/chat/completions."""
+        chat = Chat.of(self.service, body)
+        answer = self.service.answer(
+            chat.asked.requests(self.service), drafts=bool(chat.asked.drafts and chat.is_stream)
+        )
+        await while_there(request, answer, answer.admitted())
+        if chat.is_stream:
+            made = chat.streamed(answer)
+            failed = _openai_event
+            return sse.stream(sse.events(answer, made.chunks, before=made.before(), after=made.after, failed=failed))
+        return JSONResponse(chat.whole(await whole(request, answer), answer))
+
+
+def _openai_event(error: Refused) -> str:
+    return sse.data(error.as_openai()) + sse.DONE
+
+
+async def whole(request: Request, answer: Answer) -> list[Part]:
+    """All parts of an answer, unless the client goes away."""
+
+    async def collect() -> list[Part]:
+        return [part async for part in answer.parts() if isinstance(part, Part)]
+
+    return await while_there(request, answer, collect())
+
+
+async def while_there(request: Request, answer: Answer, work: Awaitable[T]) -> T:
+    """Waits for something as long as the client does; cancels the answer otherwise.
+
+    Raises:
+        ClientDisconnect: the client went away.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=LOOK)
+            if not task.done() and await request.is_disconnected():
+                raise ClientDisconnect
+        return task.result()
+    except BaseException:
+        task.cancel()
+        answer.cancel()
+        raise
