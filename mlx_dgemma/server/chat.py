@@ -64,6 +64,9 @@ class Chat:
         messages = fields.items("messages")
         if not messages:
             raise Refused(400, "messages are missing; give a list with at least one", param="messages")
+        for number, message in enumerate(messages):
+            if not isinstance(message, dict):
+                raise Refused(400, f"messages[{number}] is no object", param=f"messages[{number}]")
         for name, instead in REFUSED.items():
             if body.get(name) not in (None, [], {}, "none"):
                 raise Refused(400, f"{name} is not supported: {instead}", param=name)
