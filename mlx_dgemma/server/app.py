@@ -14,13 +14,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.server import sse
 from mlx_dgemma.server.answers import Answer, Part
 from mlx_dgemma.server.bodies import parsed
 from mlx_dgemma.server.chat import Chat
-from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.completions import Completion, detokenized, tokenized
+from mlx_dgemma.server.errors import Refused, refusal
 from mlx_dgemma.server.guard import Guard, Rules
+from mlx_dgemma.server.messages import PING, Messages, failed
 from mlx_dgemma.server.service import STARTED, Service
+from mlx_dgemma.text.engine import Engine
 
 LOOK = 0.2  # seconds between looks at whether a client that waits for a whole answer is still there
 GONE = 499  # nobody reads it
@@ -28,7 +32,7 @@ T = TypeVar("T")
 log = logging.getLogger("mlx_dgemma.server")
 
 
-def create_app(service: Service, rules: Rules, *, metrics: bool = False) -> Guard:
+def create_app(service: Service, rules: Rules) -> Guard:
     """The application of a service, behind its guard."""
     surface = _Surfaces(service)
     routes = [
@@ -36,6 +40,11 @@ def create_app(service: Service, rules: Rules, *, metrics: bool = False) -> Guar
         Route("/v1/models", surface.models),
         Route("/v1/models/{name:path}", surface.model),
         Route("/v1/chat/completions", _posted(surface.chat), methods=["POST"]),
+        Route("/v1/completions", _posted(surface.completions), methods=["POST"]),
+        Route("/v1/messages", _posted(surface.messages), methods=["POST"]),
+        Route("/v1/messages/count_tokens", _posted(surface.count), methods=["POST"]),
+        Route("/v1/tokenize", _posted(surface.tokenize), methods=["POST"]),
+        Route("/v1/detokenize", _posted(surface.detokenize), methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _unknown}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), rules)
@@ -111,16 +120,60 @@ class _Surfaces:
 
     async def chat(self, request: Request, body: dict[str, Any]) -> Response:
         """/v1/chat/completions."""
-        chat = Chat.of(self.service, body)
-        answer = self.service.answer(
-            chat.asked.requests(self.service), drafts=bool(chat.asked.drafts and chat.is_stream)
-        )
+        return await self._answered(request, Chat.of(self.service, body), _openai_event)
+
+    async def completions(self, request: Request, body: dict[str, Any]) -> Response:
+        """/v1/completions."""
+        return await self._answered(request, Completion.of(self.service, body), _openai_event)
+
+    async def messages(self, request: Request, body: dict[str, Any]) -> Response:
+        """/v1/messages."""
+        return await self._answered(request, Messages.of(self.service, body), failed, PING)
+
+    async def count(self, request: Request, body: dict[str, Any]) -> Response:
+        """/v1/messages/count_tokens."""
+        (asked,) = Messages.of(self.service, body).asked.requests(self.service)
+        loop = asyncio.get_running_loop()
+        counted: asyncio.Future[int] = loop.create_future()
+
+        def count(engine: Engine) -> None:
+            try:
+                told: int | Refused = len(engine.prepare(asked).ids)
+            except DGemmaError as error:
+                told = refusal(error)
+            loop.call_soon_threadsafe(_tell, counted, told)
+
+        self.service.worker.call(count)
+        return JSONResponse({"input_tokens": await counted})
+
+    async def tokenize(self, request: Request, body: dict[str, Any]) -> Response:
+        """/v1/tokenize."""
+        return JSONResponse(tokenized(self.service, body))
+
+    async def detokenize(self, request: Request, body: dict[str, Any]) -> Response:
+        """/v1/detokenize."""
+        return JSONResponse(detokenized(self.service, body))
+
+    async def _answered(
+        self, request: Request, asking: Chat | Completion | Messages, failed: Callable[[Refused], str],
+        silence: str = sse.STILL_HERE,
+    ) -> Response:  # fmt: skip
+        """The answer of a surface, streamed or whole, once it is sure that there can be one."""
+        asked = asking.asked
+        answer = self.service.answer(asked.requests(self.service), drafts=bool(asked.drafts and asking.is_stream))
         await while_there(request, answer, answer.admitted())
-        if chat.is_stream:
-            made = chat.streamed(answer)
-            failed = _openai_event
-            return sse.stream(sse.events(answer, made.chunks, before=made.before(), after=made.after, failed=failed))
-        return JSONResponse(chat.whole(await whole(request, answer), answer))
+        if not asking.is_stream:
+            return JSONResponse(asking.whole(await whole(request, answer), answer))
+        made = asking.streamed(answer)
+        events = sse.events(answer, made.chunks, before=made.before(), after=made.after, failed=failed, silence=silence)
+        return sse.stream(events)
+
+
+def _tell(counted: asyncio.Future[int], told: int | Refused) -> None:
+    if isinstance(told, Refused):
+        counted.set_exception(told)
+    else:
+        counted.set_result(told)
 
 
 def _openai_event(error: Refused) -> str:

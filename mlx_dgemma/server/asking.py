@@ -128,8 +128,6 @@ def take_tools(asked: Asked, body: Fields) -> None:
     if choice is not None and not isinstance(choice, str):
         raise body.wrong("tool_choice", "auto, none, required or a function's name")
     asked.tool_choice = choice or "auto"
-    if not asked.tools and asked.tool_choice == "auto":
-        asked.tool_choice = "auto"
     if not asked.tools and asked.tool_choice == "none":
         asked.tool_choice = "auto"
 
@@ -148,3 +146,11 @@ def take_draft(asked: Asked, body: Fields, service: Service) -> int:
     ids = ids[: service.engine.model.config.canvas_length]
     asked.plan = CanvasPlan(asked.plan.given, ids, asked.plan.noise, asked.seed)
     return len(ids)
+
+
+def go_on(asked: Asked, service: Service) -> str:
+    """Takes the last message for the beginning of the answer, clamped into the canvas; what it says."""
+    text: str = asked.messages[-1]["content"]
+    asked.messages = asked.messages[:-1]
+    asked.plan = CanvasPlan(service.tokenizer.encode(text, add_special_tokens=False), seed=asked.seed)
+    return text

@@ -14,6 +14,7 @@ from mlx_dgemma.server.asking import (
     SAMPLES,
     STOPS,
     Asked,
+    go_on,
     take_diffusion,
     take_draft,
     take_sampling,
@@ -27,7 +28,6 @@ from mlx_dgemma.server.service import Service
 from mlx_dgemma.server.sketches import shown
 from mlx_dgemma.server.sse import DONE, data
 from mlx_dgemma.text.reply import ToolCall
-from mlx_dgemma.text.request import CanvasPlan
 
 REASONS = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "repetition": "length"}
 REFUSED = {  # what would change the answer's meaning and is not there
@@ -133,16 +133,13 @@ class Chat:
 
 
 def _continue(asked: Asked, fields: Fields, service: Service) -> str:
-    """The beginning of the answer that the last message is, clamped into the canvas; "" if there is none."""
+    """The beginning of the answer that the last message is; "" if there is none."""
     if not fields.flag("continue_final_message"):
         return ""
     last = asked.messages[-1]
-    text = last.get("content") if isinstance(last, dict) else None
-    if not isinstance(text, str) or not text or last.get("role") != "assistant" or len(asked.messages) < 2:
+    if last.get("role") != "assistant" or not isinstance(last.get("content"), str) or len(asked.messages) < 2:
         raise Refused(400, "continue_final_message: the last message is no text of the assistant's", param="messages")
-    asked.messages = asked.messages[:-1]
-    asked.plan = CanvasPlan(service.tokenizer.encode(text, add_special_tokens=False), seed=asked.seed)
-    return text
+    return go_on(asked, service)
 
 
 class _Text:

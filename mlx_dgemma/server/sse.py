@@ -12,6 +12,7 @@ from mlx_dgemma.server.answers import Answer, Part, Sketch
 from mlx_dgemma.server.errors import Refused
 
 SILENCE = 5.0  # seconds after which a comment is sent, so that no client takes the silence for death
+STILL_HERE = ": still here\n\n"
 DONE = "data: [DONE]\n\n"
 Chunks = Callable[[Part | Sketch], Iterable[str]]
 
@@ -24,7 +25,7 @@ def data(value: dict[str, Any], event: str | None = None) -> str:
 
 async def events(
     answer: Answer, chunks: Chunks, *, before: Iterable[str], after: Callable[[], Iterable[str]],
-    failed: Callable[[Refused], str], silence: str = ": still here\n\n",
+    failed: Callable[[Refused], str], silence: str = STILL_HERE,
 ) -> AsyncIterator[bytes]:  # fmt: skip
     """The stream of an answer.
 
