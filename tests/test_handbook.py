@@ -18,6 +18,7 @@ from mlx_dgemma.bench.__main__ import build_parser as bench
 from mlx_dgemma.chat.__main__ import build_parser as chat
 from mlx_dgemma.demo import evaluate, train
 from mlx_dgemma.report.__main__ import build_parser as report
+from mlx_dgemma.server.__main__ import build_parser as server
 from mlx_dgemma.sweep.__main__ import build_parser as sweep
 from mlx_dgemma.terminal.arguments import build_parser as generator
 
@@ -28,6 +29,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
 PARSERS = {
     "generate": (generator, "generating.md"),
     "chat": (chat, "chat.md"),
+    "server": (server, "server.md"),
     "bench": (bench, "performance.md"),
     "sweep": (sweep, "experiments.md"),
     "convert": (converter, "converting.md"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import deque
@@ -109,6 +110,7 @@ class Worker:
             DGemmaError: as the loading did.
         """
         self._thread.start()
+        atexit.register(self.stop)  # or Python would end the thread in the middle of MLX's work, which is an abort
         self._ready.wait()
         if self._error is not None:
             raise self._error
@@ -144,6 +146,7 @@ class Worker:
         self._stops = True
         self._wake.set()
         self._thread.join(seconds)
+        atexit.unregister(self.stop)
 
     def _run(self) -> None:
         try:
