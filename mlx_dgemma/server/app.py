@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.server import responses as stateless
 from mlx_dgemma.server import sse
 from mlx_dgemma.server.answers import Answer, Part
 from mlx_dgemma.server.bodies import parsed
@@ -29,6 +30,7 @@ from mlx_dgemma.text.engine import Engine
 LOOK = 0.2  # seconds between looks at whether a client that waits for a whole answer is still there
 GONE = 499  # nobody reads it
 T = TypeVar("T")
+Asking = Chat | Completion | Messages | stateless.Response
 log = logging.getLogger("mlx_dgemma.server")
 
 
@@ -41,6 +43,7 @@ def create_app(service: Service, rules: Rules) -> Guard:
         Route("/v1/models/{name:path}", surface.model),
         Route("/v1/chat/completions", _posted(surface.chat), methods=["POST"]),
         Route("/v1/completions", _posted(surface.completions), methods=["POST"]),
+        Route("/v1/responses", _posted(surface.responses), methods=["POST"]),
         Route("/v1/messages", _posted(surface.messages), methods=["POST"]),
         Route("/v1/messages/count_tokens", _posted(surface.count), methods=["POST"]),
         Route("/v1/tokenize", _posted(surface.tokenize), methods=["POST"]),
@@ -130,6 +133,10 @@ class _Surfaces:
         """/v1/messages."""
         return await self._answered(request, Messages.of(self.service, body), failed, PING)
 
+    async def responses(self, request: Request, body: dict[str, Any]) -> Response:
+        """/v1/responses."""
+        return await self._answered(request, stateless.Response.of(self.service, body), stateless.failed)
+
     async def count(self, request: Request, body: dict[str, Any]) -> Response:
         """/v1/messages/count_tokens."""
         (asked,) = Messages.of(self.service, body).asked.requests(self.service)
@@ -155,7 +162,7 @@ class _Surfaces:
         return JSONResponse(detokenized(self.service, body))
 
     async def _answered(
-        self, request: Request, asking: Chat | Completion | Messages, failed: Callable[[Refused], str],
+        self, request: Request, asking: Asking, failed: Callable[[Refused], str],
         silence: str = sse.STILL_HERE,
     ) -> Response:  # fmt: skip
         """The answer of a surface, streamed or whole, once it is sure that there can be one."""

@@ -1,0 +1,278 @@
+"""/v1/responses, without a state: each request brings its whole conversation, as Codex sends it."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_dgemma.server.answers import Answer, End, Part, Sketch
+from mlx_dgemma.server.asking import TOOLS, Asked, take_diffusion, take_sampling, within
+from mlx_dgemma.server.bodies import Fields
+from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.service import THINKS, Service
+from mlx_dgemma.server.sse import data
+from mlx_dgemma.text.reply import ToolCall
+from mlx_dgemma.text.request import Message
+
+Item = dict[str, Any]
+TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+
+
+@dataclass
+class Response:
+    """One request of this surface, from its body to its answer."""
+
+    service: Service
+    model: str
+    asked: Asked
+    is_stream: bool
+    told: Item
+    identity: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex[:24]}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, service: Service, body: dict[str, Any]) -> Response:
+        """Reads a body.
+
+        Raises:
+            Refused: what is no request, or asks for what cannot be done.
+        """
+        fields = Fields(body)
+        model = service.named(fields.text("model"))
+        if fields.values.get("previous_response_id") is not None or fields.flag("background"):
+            raise Refused(
+                400, "nothing is kept between requests: send the whole conversation as input, and wait for it"
+            )
+        messages = _messages(fields)
+        instructions = fields.text("instructions")
+        asked = Asked([{"role": "system", "content": instructions}] * bool(instructions) + messages)
+        take_sampling(asked, fields, "max_output_tokens")
+        effort = fields.fields("reasoning")
+        wanted = None if effort is None else effort.text("effort")
+        asked.thinking = model.endswith(THINKS) or (service.can_think and wanted not in (None, "none", "minimal"))
+        _take_tools(asked, fields)
+        text = fields.fields("text")
+        form = None if text is None else text.fields("format")
+        asked.response_format = None if form is None else form.values
+        take_diffusion(asked, fields)
+        within(asked, service)
+        told = {name: body.get(name) for name in ("instructions", "metadata", "tools", "tool_choice", "temperature")}
+        return cls(service, model, asked, bool(fields.flag("stream")), told)
+
+    def whole(self, parts: Iterable[Part], answer: Answer) -> Item:
+        """The whole answer."""
+        stream = self.streamed(answer)
+        for part in parts:
+            for _ in stream.chunks(part):
+                pass
+        return stream.ended()
+
+    def streamed(self, answer: Answer) -> Stream:
+        """What makes events of it."""
+        return Stream(self, answer)
+
+    def response(self, status: str, output: list[Item], usage: Item | None) -> Item:
+        """The response object."""
+        told = self.told
+        return {
+            "id": self.identity, "object": "response", "created_at": self.created, "status": status, "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "model": self.model, "output": output, "usage": usage, "instructions": told["instructions"],
+            "metadata": told["metadata"] or {}, "tools": told["tools"] or [], "temperature": told["temperature"],
+            "tool_choice": told["tool_choice"] or "auto", "top_p": None, "parallel_tool_calls": True,
+            "previous_response_id": None, "store": False, "max_output_tokens": self.asked.settings.get("max_new_tokens"),
+        }  # fmt: skip
+
+
+class Stream:
+    """Makes events of an answer's parts: an item for the thought, one for the text, one for each call."""
+
+    def __init__(self, asked: Response, answer: Answer):
+        self.asked, self.answer = asked, answer
+        self.output: list[Item] = []
+        self._open: Item | None = None  # the item that grows
+        self._number = 0  # of the next event
+        self._end: Part | None = None
+
+    def before(self) -> Iterator[str]:
+        """The response, still empty."""
+        for kind in ("created", "in_progress"):
+            yield self._event(f"response.{kind}", response=self.asked.response("in_progress", [], None))
+
+    def chunks(self, part: Part | Sketch) -> Iterator[str]:
+        """What a part adds."""
+        if isinstance(part, Sketch):
+            return
+        if part.thought:
+            yield from self._grow("reasoning", part.thought)
+        if part.text:
+            yield from self._grow("message", part.text)
+        for call in part.calls:
+            yield from self._call(call)
+        if part.end is not None:
+            yield from self._close()
+            self._end = part
+
+    def after(self) -> Iterator[str]:
+        """The end."""
+        response = self.ended()
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def ended(self) -> Item:
+        """The response, whole."""
+        part = self._end
+        assert part is not None and part.end is not None  # all parts are there
+        is_cut = part.finish_reason in ("length", "repetition")
+        response = self.asked.response("incomplete" if is_cut else "completed", self.output, self._usage(part.end))
+        return {**response, "diffusion": part.end.about()}
+
+    def _usage(self, end: End) -> Item:
+        stats = end.stats
+        prompt = self.answer.prompt_tokens[0] or 0
+        return {
+            "input_tokens": prompt, "input_tokens_details": {"cached_tokens": stats.cached_tokens},
+            "output_tokens": stats.tokens, "output_tokens_details": {"reasoning_tokens": stats.thought_tokens},
+            "total_tokens": prompt + stats.tokens,
+        }  # fmt: skip
+
+    def _grow(self, kind: str, text: str) -> Iterator[str]:
+        """A text joins the item of its kind, which is opened if it is not."""
+        if self._open is None or self._open["type"] != kind:
+            yield from self._close()
+            yield from self._begin(kind)
+        assert self._open is not None
+        part = self._open["content"][0]
+        part["text"] += text
+        name = "output_text" if kind == "message" else "reasoning_text"
+        yield self._event(f"response.{name}.delta", **self._at(), delta=text, **_logprobs(kind))
+
+    def _begin(self, kind: str) -> Iterator[str]:
+        is_message = kind == "message"
+        item: Item = {"id": _identity("msg" if is_message else "rs"), "type": kind, "status": "in_progress"}
+        item |= {"role": "assistant"} if is_message else {"summary": []}
+        yield self._event("response.output_item.added", output_index=len(self.output), item={**item, "content": []})
+        part = (
+            {"type": "output_text", "text": "", "annotations": []}
+            if is_message
+            else {"type": "reasoning_text", "text": ""}
+        )
+        self._open = {**item, "content": [part]}
+        yield self._event("response.content_part.added", **self._at(), part=dict(part))
+
+    def _close(self) -> Iterator[str]:
+        if self._open is None:
+            return
+        part, kind = self._open["content"][0], self._open["type"]
+        name = "output_text" if kind == "message" else "reasoning_text"
+        yield self._event(f"response.{name}.done", **self._at(), text=part["text"], **_logprobs(kind))
+        yield self._event("response.content_part.done", **self._at(), part=part)
+        yield from self._done({**self._open, "status": "completed"})
+
+    def _call(self, call: ToolCall) -> Iterator[str]:
+        yield from self._close()
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        item = {"id": _identity("fc"), "type": "function_call", "call_id": call.id, "name": call.name}
+        begun = {**item, "status": "in_progress", "arguments": ""}
+        place = {"item_id": item["id"], "output_index": len(self.output)}
+        yield self._event("response.output_item.added", output_index=len(self.output), item=begun)
+        yield self._event("response.function_call_arguments.delta", **place, delta=arguments)
+        yield self._event("response.function_call_arguments.done", **place, arguments=arguments, name=call.name)
+        yield from self._done({**item, "status": "completed", "arguments": arguments})
+
+    def _done(self, item: Item) -> Iterator[str]:
+        yield self._event("response.output_item.done", output_index=len(self.output), item=item)
+        self.output.append(item)
+        self._open = None
+
+    def _at(self) -> Item:
+        assert self._open is not None
+        return {"item_id": self._open["id"], "output_index": len(self.output), "content_index": 0}
+
+    def _event(self, kind: str, **fields: Any) -> str:
+        self._number += 1
+        return data({"type": kind, "sequence_number": self._number - 1, **fields}, kind)
+
+
+def failed(error: Refused) -> str:
+    """The event of something that went wrong on the way."""
+    told = {"type": "error", "sequence_number": 0, "code": error.code, "message": error.message, "param": error.param}
+    return data(told, "error")
+
+
+def _identity(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex[:24]}"
+
+
+def _logprobs(kind: str) -> Item:
+    return {"logprobs": []} if kind == "message" else {}
+
+
+def _messages(fields: Fields) -> list[Message]:
+    """The conversation: a text, or items."""
+    given = fields.values.get("input")
+    if isinstance(given, str) and given:
+        return [{"role": "user", "content": given}]
+    items = fields.items("input")
+    if not items:
+        raise Refused(400, "input is missing; give a text, or a list of items", param="input")
+    made = list[Message]()
+    for number, item in enumerate(items):
+        _add(made, item, f"input[{number}]")
+    return made
+
+
+def _add(made: list[Message], item: object, place: str) -> None:
+    """An item joins the messages; calls join the assistant's turn that they belong to."""
+    if not isinstance(item, dict):
+        raise Refused(400, f"{place} is no object", param=place)
+    kind = item.get("type") or "message"
+    if kind == "message":
+        made.append({"role": item.get("role"), "content": _text(item.get("content"), place)})
+    elif kind == "reasoning":
+        made.append({"role": "assistant", "reasoning": _text(item.get("content") or item.get("summary") or [], place)})
+    elif kind in ("function_call", "custom_tool_call"):
+        arguments = item.get("arguments") if kind == "function_call" else {"input": item.get("input")}
+        call = {"id": item.get("call_id"), "function": {"name": item.get("name"), "arguments": arguments}}
+        if not made or made[-1].get("role") != "assistant":
+            made.append({"role": "assistant"})
+        made[-1].setdefault("tool_calls", []).append({"type": "function", **call})
+    elif kind in ("function_call_output", "custom_tool_call_output"):
+        output = item.get("output")
+        content = output if isinstance(output, str) else _text(output, place)
+        made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+    else:
+        raise Refused(400, f"{place}: items of type {str(kind)[:40]!r} are not supported", param=place)
+
+
+def _text(content: object, place: str) -> str:
+    """The texts of a content."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise Refused(400, f"{place} has no content", param=place)
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind not in TEXTS or not isinstance(part.get("text"), str):
+            raise Refused(
+                400, f"{place}: content of type {str(kind)[:40]!r} is not supported, only text is", param=place
+            )
+    return "\n".join(part["text"] for part in parts)
+
+
+def _take_tools(asked: Asked, fields: Fields) -> None:
+    """Functions, also those in namespaces; tools that OpenAI's servers would run are left out."""
+    for number, tool in enumerate(fields.items("tools", TOOLS) or []):
+        if not isinstance(tool, dict):
+            raise Refused(400, f"tools[{number}] is no object", param="tools")
+        inside = tool.get("tools") if tool.get("type") == "namespace" else [tool]
+        for own in inside if isinstance(inside, list) else []:
+            if isinstance(own, dict) and own.get("type") == "function":
+                asked.tools.append({"type": "function", "function": {k: v for k, v in own.items() if k != "type"}})
+    choice = fields.values.get("tool_choice")
+    name = choice.get("name") if isinstance(choice, dict) else choice
+    if name is not None and not isinstance(name, str):
+        raise fields.wrong("tool_choice", "auto, none, required or a function's name")
+    asked.tool_choice = name if name is not None and asked.tools else "auto"
