@@ -84,7 +84,8 @@ class Response:
             "model": self.model, "output": output, "usage": usage, "instructions": told["instructions"],
             "metadata": told["metadata"] or {}, "tools": told["tools"] or [], "temperature": told["temperature"],
             "tool_choice": told["tool_choice"] or "auto", "top_p": None, "parallel_tool_calls": True,
-            "previous_response_id": None, "store": False, "max_output_tokens": self.asked.settings.get("max_new_tokens"),
+            "previous_response_id": None, "store": False,
+            "max_output_tokens": self.asked.settings.get("max_new_tokens"),
         }  # fmt: skip
 
 
@@ -153,7 +154,8 @@ class Stream:
     def _begin(self, kind: str) -> Iterator[str]:
         is_message = kind == "message"
         item: Item = {"id": _identity("msg" if is_message else "rs"), "type": kind, "status": "in_progress"}
-        item |= {"role": "assistant"} if is_message else {"summary": []}
+        more: Item = {"role": "assistant"} if is_message else {"summary": []}
+        item |= more
         yield self._event("response.output_item.added", output_index=len(self.output), item={**item, "content": []})
         part = (
             {"type": "output_text", "text": "", "annotations": []}
