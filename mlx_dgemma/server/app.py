@@ -25,6 +25,7 @@ from mlx_dgemma.server.errors import Refused, refusal
 from mlx_dgemma.server.guard import Guard, Rules
 from mlx_dgemma.server.messages import PING, Messages, failed
 from mlx_dgemma.server.service import STARTED, Service
+from mlx_dgemma.server.systemone import answered, questions_of
 from mlx_dgemma.text.engine import Engine
 
 LOOK = 0.2  # seconds between looks at whether a client that waits for a whole answer is still there
@@ -46,6 +47,7 @@ def create_app(service: Service, rules: Rules) -> Guard:
         Route("/v1/responses", _posted(surface.responses), methods=["POST"]),
         Route("/v1/messages", _posted(surface.messages), methods=["POST"]),
         Route("/v1/messages/count_tokens", _posted(surface.count), methods=["POST"]),
+        Route("/v1/systemone", _posted(surface.systemone), methods=["POST"]),
         Route("/v1/tokenize", _posted(surface.tokenize), methods=["POST"]),
         Route("/v1/detokenize", _posted(surface.detokenize), methods=["POST"]),
     ]
@@ -140,18 +142,34 @@ class _Surfaces:
     async def count(self, request: Request, body: dict[str, Any]) -> Response:
         """/v1/messages/count_tokens."""
         (asked,) = Messages.of(self.service, body).asked.requests(self.service)
+        return JSONResponse({"input_tokens": await self._done(lambda engine: len(engine.prepare(asked).ids))})
+
+    async def systemone(self, request: Request, body: dict[str, Any]) -> Response:
+        """/v1/systemone."""
+        questions = questions_of(self.service, body)
+        answers, tokens = await self._done(lambda engine: answered(engine, questions))
+        usage = {"input_tokens": tokens, "output_tokens": 0}
+        return JSONResponse({"model": self.service.name, "answers": answers, "usage": usage})
+
+    async def _done(self, work: Callable[[Engine], T]) -> T:
+        """What something short gives, done in the worker's thread between two units of work."""
         loop = asyncio.get_running_loop()
-        counted: asyncio.Future[int] = loop.create_future()
+        done: asyncio.Future[T] = loop.create_future()
 
-        def count(engine: Engine) -> None:
+        def tell(made: Callable[[], None]) -> None:
+            loop.call_soon_threadsafe(lambda: None if done.done() else made())
+
+        def do(engine: Engine) -> None:
             try:
-                told: int | Refused = len(engine.prepare(asked).ids)
+                found = work(engine)
             except DGemmaError as error:
-                told = refusal(error)
-            loop.call_soon_threadsafe(_tell, counted, told)
+                refused = refusal(error)
+                tell(lambda: done.set_exception(refused))
+            else:
+                tell(lambda: done.set_result(found))
 
-        self.service.worker.call(count)
-        return JSONResponse({"input_tokens": await counted})
+        self.service.worker.call(do)
+        return await done
 
     async def tokenize(self, request: Request, body: dict[str, Any]) -> Response:
         """/v1/tokenize."""
@@ -174,13 +192,6 @@ class _Surfaces:
         made = asking.streamed(answer)
         events = sse.events(answer, made.chunks, before=made.before(), after=made.after, failed=failed, silence=silence)
         return sse.stream(events)
-
-
-def _tell(counted: asyncio.Future[int], told: int | Refused) -> None:
-    if isinstance(told, Refused):
-        counted.set_exception(told)
-    else:
-        counted.set_result(told)
 
 
 def _openai_event(error: Refused) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,14 +95,14 @@ class Worker:
         self._load, self.max_rows, self.queue, self.context = load, max_rows, queue, context
         self.counts = Counts()
         self._arrived: deque[Job | Callable[[Engine], None]] = deque()
-        self._wake, self._ready = threading.Event(), threading.Event()
+        self._wake, self._ready, self._idle = threading.Event(), threading.Event(), threading.Event()
         self._stops = False
         self._error: BaseException | None = None
         self._jobs: dict[int, Job] = {}
         self._lock = threading.Lock()
         self.waiting = 0  # jobs that are not done
         self._engine: Engine | None = None
-        self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="mlx", daemon=True)
 
     def start(self) -> Engine:
         """Loads the engine and begins to work.
@@ -110,7 +111,7 @@ class Worker:
             DGemmaError: as the loading did.
         """
         self._thread.start()
-        atexit.register(self.stop)  # or Python would end the thread in the middle of MLX's work, which is an abort
+        atexit.register(self.stop)  # Python would end the thread in the middle of MLX's work, which is an abort
         self._ready.wait()
         if self._error is not None:
             raise self._error
@@ -119,7 +120,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and self._error is None
+        return self._thread.is_alive() and not self._idle.is_set()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Takes jobs in, all or none.
@@ -137,16 +138,31 @@ class Worker:
         self._wake.set()
 
     def call(self, work: Callable[[Engine], None]) -> None:
-        """Lets something short be done in the thread, between two units of work."""
+        """Lets something short be done in the thread, between two units of work.
+
+        Raises:
+            Refused: the thread is dead.
+        """
+        if not self.is_alive or self._stops:
+            raise Refused(503, "the model's thread is dead")
         self._arrived.append(work)
         self._wake.set()
 
     def stop(self, seconds: float = 30.0) -> None:
-        """Ends the thread."""
+        """Ends its work; what waits is told so."""
         self._stops = True
         self._wake.set()
-        self._thread.join(seconds)
+        self._idle.wait(seconds)
         atexit.unregister(self.stop)
+
+    def _live(self) -> None:
+        """Works, and then waits for the process to end: now and then MLX aborts where a thread of its streams ends."""
+        try:
+            self._run()
+        except BaseException:  # it is kept, and told by `is_alive`
+            traceback.print_exc()
+        self._idle.set()
+        threading.Event().wait()
 
     def _run(self) -> None:
         try:
