@@ -1,5 +1,6 @@
 """Every example runs, is as short as it is meant to be, and prints what it is there to show."""
 
+import json
 import re
 import subprocess
 import sys
@@ -57,3 +58,23 @@ def test_infill():
 def test_a_structured_read():
     hundreds, ones = run("structured_read.py").splitlines()
     assert hundreds.startswith("hundreds: eight (") and ones.startswith("ones: two (")
+
+
+def test_a_form_is_kept_to():
+    first, steps = run("structured.py").splitlines()
+    kind, _, digits = first.partition(" ")
+    assert kind in ("number", "word", "other") and all(0 <= digit <= 9 for digit in json.loads(digits))
+    assert re.fullmatch(r"\d+ denoising steps", steps)
+
+
+def test_a_server_is_asked():
+    command = [sys.executable, "-m", "mlx_dgemma.server", "--port", "0", "--quiet"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        url = re.search(r"http://\S+", server.stderr.readline())[0]
+        *drafts, text = run("ask_server.py", url, "spell 1842").splitlines()
+        assert text == SPELLED and drafts[-1].endswith(SPELLED) and drafts[0].startswith("step 1: ")
+    finally:
+        server.terminate()
+        server.wait(30)
+        server.stderr.close()
