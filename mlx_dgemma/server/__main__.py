@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prefix-bytes", type=int, metavar="N", help="memory for prompts that are remembered (default: at most 2 GB)")
     add("--queue", type=int, default=32, metavar="N", help="requests that may wait (default: 32)")
     add("--max-batch", type=int, default=4, metavar="N", help="texts that are written at a time (default: 4)")
+    add("--metrics", action="store_true", help="count what is done at /metrics, for Prometheus")
     add("--adapter", metavar="FOLDER", help=argparse.SUPPRESS)
     add("-q", "--quiet", action="store_true", help="no line for each request")
     return parser
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         from mlx_dgemma.server.serving import Options, serve
     options = Options(
         args.model, args.dtype, args.wire, args.host, args.port, keys, tuple(args.allow_host), tuple(args.allow_origin),
-        args.context, args.prefix_bytes, args.queue, args.max_batch, args.quiet,
+        args.context, args.prefix_bytes, args.queue, args.max_batch, args.quiet, args.metrics,
     )  # fmt: skip
     serve(options, say)
     return 0

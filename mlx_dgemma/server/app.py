@@ -24,6 +24,7 @@ from mlx_dgemma.server.completions import Completion, detokenized, tokenized
 from mlx_dgemma.server.errors import Refused, refusal
 from mlx_dgemma.server.guard import Guard, Rules
 from mlx_dgemma.server.messages import PING, Messages, failed
+from mlx_dgemma.server.metrics import TYPE, metrics
 from mlx_dgemma.server.service import STARTED, Service
 from mlx_dgemma.server.systemone import answered, questions_of
 from mlx_dgemma.text.engine import Engine
@@ -35,8 +36,8 @@ Asking = Chat | Completion | Messages | stateless.Response
 log = logging.getLogger("mlx_dgemma.server")
 
 
-def create_app(service: Service, rules: Rules) -> Guard:
-    """The application of a service, behind its guard."""
+def create_app(service: Service, rules: Rules, *, is_metered: bool = False) -> Guard:
+    """The application of a service, behind its guard; `is_metered` adds /metrics."""
     surface = _Surfaces(service)
     routes = [
         Route("/health", surface.health),
@@ -51,6 +52,8 @@ def create_app(service: Service, rules: Rules) -> Guard:
         Route("/v1/tokenize", _posted(surface.tokenize), methods=["POST"]),
         Route("/v1/detokenize", _posted(surface.detokenize), methods=["POST"]),
     ]
+    if is_metered:
+        routes.append(Route("/metrics", surface.metrics))
     handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _unknown}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), rules)
 
@@ -106,6 +109,10 @@ class _Surfaces:
         if not worker.is_alive:
             return JSONResponse({"status": "dead"}, 503)
         return JSONResponse({"status": "ok", "waiting": worker.waiting})
+
+    async def metrics(self, request: Request) -> Response:
+        """What was done so far."""
+        return Response(metrics(self.service.worker), media_type=TYPE)
 
     async def models(self, request: Request) -> Response:
         """What is served; Codex reads a list of its own."""

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 BODY = 32 << 20  # bytes
+SMALL, WAIT = 1 << 20, 0.3  # bytes and seconds of a body that is not wanted
 SLOW = 30.0  # seconds that a body may take to arrive
 OPEN = ("/", "/health")  # need no key: the page's own files, and whether the server is well
 ASSETS = "/assets/"
@@ -62,6 +64,7 @@ class Guard:
             self._check_key(scope["path"], headers)
             _check_length(headers)
         except Refused as error:
+            await _discard(receive)
             await refuse(send, error, scope["path"])
             return
         await self.app(scope, _limited(receive), _with_headers(send, cors))
@@ -117,6 +120,18 @@ def _limited(receive: Receive) -> Receive:
         return message
 
     return limited
+
+
+async def _discard(receive: Receive) -> None:
+    """Lets go of a body, if it is small and there: a connection that is closed over one loses the answer too."""
+    read = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(WAIT):
+            while read < SMALL:
+                message = await receive()
+                read += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _with_headers(send: Send, cors: dict[str, str]) -> Send:

@@ -44,6 +44,7 @@ class Options:
     queue: int = 32
     max_batch: int = 4
     quiet: bool = True
+    metrics: bool = False
 
 
 def build(options: Options) -> tuple[Guard, Service]:
@@ -70,7 +71,7 @@ def build(options: Options) -> tuple[Guard, Service]:
     service = Service(worker, engine, engine.checkpoint.rstrip("/"), options.context or most)
     hosts = {*LOOPBACK, *(name.lower() for name in options.allow_host), options.host.lower()} - {"0.0.0.0", "::", ""}
     rules = Rules(frozenset(hosts), frozenset(options.allow_origin), options.keys)
-    return create_app(service, rules), service
+    return create_app(service, rules, is_metered=options.metrics), service
 
 
 def serve(options: Options, say: Callable[[str], None]) -> None:

@@ -19,7 +19,14 @@ KEY = "a-key"
 
 @pytest.fixture(scope="module")
 def closed(start):
-    return start(keys=(KEY, "another"), allow_origin=("app://zed",), allow_host=("mac.local",), queue=0, max_batch=1)
+    return start(
+        keys=(KEY, "another"),
+        allow_origin=("app://zed",),
+        allow_host=("mac.local",),
+        queue=0,
+        max_batch=1,
+        metrics=True,
+    )
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "localhost.evil", "127.0.0.1.nip.io"])
@@ -75,6 +82,22 @@ def test_without_a_key_nothing_but_health(closed, headers):
 )
 def test_with_a_key(closed, headers):
     assert closed.post(PATH, ASK, headers=headers).status_code == 200
+
+
+def test_figures_only_when_asked_for_and_behind_the_key(closed, server):
+    assert server.http.get("/metrics").status_code == 404 and closed.http.get("/metrics").status_code == 401
+    own = {"x-api-key": KEY}
+    before, _, after = (
+        closed.http.get("/metrics", headers=own),
+        closed.post(PATH, ASK, headers=own),
+        closed.http.get("/metrics", headers=own),
+    )
+    counts = [dict(line.split(" ") for line in text.text.splitlines() if line[0] != "#") for text in (before, after)]
+    grown = {name: float(counts[1][name]) - float(counts[0][name]) for name in counts[0]}
+    assert (
+        grown["dgemma_requests_total"] == 1 and grown["dgemma_tokens_total"] == 7 and grown["dgemma_steps_total"] == 2
+    )
+    assert counts[1]["dgemma_alive"] == "1" and counts[1]["dgemma_waiting"] == "0"
 
 
 def test_a_full_queue_says_when_to_come_back(closed):
