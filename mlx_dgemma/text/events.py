@@ -1,7 +1,7 @@
 """What comes out of a run: committed canvases as text while it goes on, a result when it is over."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -62,7 +62,8 @@ class TextCanvas:
         entropy: of that distribution, for each of the tokens, nats; 0 for given ones.
         thought: what this canvas adds to the thoughts.
         tool_calls: calls that ended in it.
-        spoken: which of the tokens are the answer's, and no thought's, call's or mark.
+        spoken: which of the tokens are the answer's, and no thought's, call's or mark; () when replayed from a
+            trace, which does not keep it.
         fault: of the last canvas, why the answer has not the request's `response_format`; "" if it has.
     """
 
@@ -78,7 +79,7 @@ class TextCanvas:
     thought: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     fault: str = ""
-    spoken: Sequence[int] = ()
+    spoken: Sequence[int] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
