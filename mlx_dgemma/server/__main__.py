@@ -18,13 +18,12 @@ from mlx_dgemma.terminal.cli import Parser, exit_code, require, say
 from mlx_dgemma.terminal.options import add_model
 
 KEY = "DGEMMA_API_KEY"
-EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="dgemma-server",
-        description="Serve DiffusionGemma to apps that speak OpenAI's or Anthropic's API, and a page to chat at.",
+        description="Serve DiffusionGemma to apps that speak OpenAI's or Anthropic's API.",
     )
     add_model(parser)
     add = parser.add_argument
@@ -83,11 +82,7 @@ def _keys(path: str | None) -> tuple[str, ...]:
     if path is None:
         return tuple(os.environ.get(KEY, "").split())
     try:
-        text = (
-            read_file(Path(path).expanduser()).decode("utf-8")
-            if isinstance(read_file(Path(path).expanduser()), bytes)
-            else ""
-        )
+        text = read_file(Path(path).expanduser()).decode("utf-8")
     except (OSError, ValueError) as error:
         raise DGemmaError(f"{path}: the keys cannot be read ({error})") from None
     keys = tuple(line.strip() for line in text.splitlines() if line.strip())

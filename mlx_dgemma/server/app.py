@@ -85,9 +85,7 @@ def _posted(
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    is_anthropic = request.url.path.startswith("/v1/messages")
-    made = error.as_anthropic() if is_anthropic else error.as_openai()
-    return JSONResponse(made, error.status, headers=error.headers)
+    return JSONResponse(error.at(request.url.path), error.status, headers=error.headers)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

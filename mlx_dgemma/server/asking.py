@@ -11,10 +11,10 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.server.bodies import Fields
 from mlx_dgemma.server.errors import Refused
 from mlx_dgemma.server.service import THINKS, Service
-from mlx_dgemma.text.request import CanvasPlan, Message, Request
+from mlx_dgemma.text.request import MAX_SEED, CanvasPlan, Message, Request
 
 STOPS, TOOLS, SAMPLES = 16, 256, 16
-SEEDS = 2**63
+SEEDS = MAX_SEED + 1
 NUMBERS = {  # of the sampler, which a request may set, in bounds
     "entropy_bound": (0, 1e6), "t_min": (1e-3, 100), "t_max": (1e-3, 100), "confidence_threshold": (0, 100),
 }  # fmt: skip

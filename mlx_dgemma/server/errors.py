@@ -35,6 +35,10 @@ class Refused(Exception):
         """What the answer says beside its body."""
         return {"Retry-After": "5"} if self.status in (429, 503) else {}
 
+    def at(self, path: str) -> dict[str, object]:
+        """The error object of the surface that a path belongs to."""
+        return self.as_anthropic() if path.startswith("/v1/messages") else self.as_openai()
+
     def as_openai(self) -> dict[str, object]:
         """The error object of OpenAI's API."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}

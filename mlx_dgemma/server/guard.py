@@ -156,9 +156,8 @@ def _preflight(headers: dict[str, str]) -> dict[str, str]:
 
 async def refuse(send: Send, error: Refused, path: str) -> None:
     """Answers with the error object of the surface that a path belongs to."""
-    made = error.as_anthropic() if path.startswith("/v1/messages") else error.as_openai()
     headers = {"Content-Type": "application/json", "Connection": "close", **error.headers}
-    await _answer(send, error.status, json.dumps(made, ensure_ascii=False).encode(), headers)
+    await _answer(send, error.status, json.dumps(error.at(path), ensure_ascii=False).encode(), headers)
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:

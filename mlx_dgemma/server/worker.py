@@ -226,7 +226,7 @@ class Worker:
                 self._told(job, event)
             else:
                 if isinstance(event, OutOfMemory):
-                    self._make_room(scheduler)
+                    self._make_room()
                 self._end(job, refusal(event) if isinstance(event, DGemmaError) else _fault(event))
         self.counts.seconds += time.perf_counter() - began
 
@@ -244,7 +244,7 @@ class Worker:
             self.counts.refused += 1
             job.tell(refused)
 
-    def _make_room(self, scheduler: Scheduler) -> None:
+    def _make_room(self) -> None:
         """Forgets what was remembered."""
         if self._engine is not None and self._engine.prefixes is not None:
             self._engine.prefixes.clear()

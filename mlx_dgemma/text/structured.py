@@ -154,8 +154,9 @@ class StructuredWriter:
                 self._take(taken)
                 return
         given = self.answer.clamped(is_open=state.in_string)
+        tokens = likely_tokens(self.run, self.cache, given, self.spelling)
         for is_lenient in (False, True):
-            for token in likely_tokens(self.run, self.cache, given, self.spelling):
+            for token in tokens:
                 added = " " if token in self.spelling.stops else self.spelling.of(given, token)
                 then = self._read(state.text + added, is_lenient=is_lenient)
                 is_new = then.is_done or (goes_on(then.text, state.text) and then.text not in self.dead)
