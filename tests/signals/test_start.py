@@ -16,7 +16,7 @@ from tests.signals.run import ROOT, heed
 
 FILES = (
     "generate.py", "__main__.py", "roofline.py", "chat/__main__.py", "bench/__main__.py", "report/__main__.py",
-    "sweep/__main__.py", "demo/train.py", "demo/evaluate.py", "../convert/__main__.py",
+    "sweep/__main__.py", "server/__main__.py", "demo/train.py", "demo/evaluate.py", "../convert/__main__.py",
 )  # fmt: skip
 BEGIN = """
 from mlx_dgemma.terminal import signals
