@@ -178,7 +178,7 @@ class _Bench:
             canvas, query = self.noise.tokens(self.shape), Query(0.6, self.noise.uniform(self.shape), wants_soft=True)
             mx.eval(canvas, query.u)
             began = time.perf_counter()
-            hidden = self.model.denoise_hidden(canvas, self.cache, soft)
+            hidden = self.model.denoise_hidden(canvas, [self.cache], soft)
             memory.finish([hidden])
             between = time.perf_counter()
             found = predict(hidden, denoiser.table, query)

@@ -271,7 +271,7 @@ class ModelDenoiser:
 
     def begin(self, canvas: mx.array, soft: mx.array | None) -> mx.array:
         self._before = self.cache.snapshot()
-        return self.model.denoise_hidden(canvas, self.cache, soft)
+        return self.model.denoise_hidden(canvas, [self.cache], soft)
 
     def finish(self, begun: mx.array, query: Query) -> Prediction:
         self._before = []  # or the prefix, held twice, would be copied

@@ -1,10 +1,12 @@
 """Grouped-query attention over the prefix cache; the same module serves encoder and denoiser mode.
 
-The caller decides what the new keys and values do to the cache (`extend`: append or overlay) and whether the new tokens
-see each other causally (encoder mode) or both ways (denoiser mode).
+The caller decides where the new tokens stand (`Place`): what their keys and values do to which prefix, and whether they
+see each other causally (encoder mode) or both ways (denoiser mode). Rows of a batch may stand behind prefixes of their
+own, of any lengths: all but the attention itself is then still computed for all rows at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +16,20 @@ from mlx_dgemma.model.layers import fuse_linears, rms_norm, rope
 from mlx_dgemma.model.scores import attend_all, attend_causally
 
 Extend = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
+
+
+class Place(NamedTuple):
+    """Where T new tokens stand.
+
+    Attributes:
+        offset: position of the first.
+        extend: takes their keys and values, (B, kv_heads, T, D) each, and returns all that they can see.
+        is_causal: whether each sees those before it only.
+    """
+
+    offset: int
+    extend: Extend
+    is_causal: bool
 
 
 class Attention(nn.Module):
@@ -38,18 +54,27 @@ class Attention(nn.Module):
         self.rope = rope(head_dim, layer.rope)
         self._norm: mx.array | None = None
 
-    def __call__(self, x: mx.array, offset: int, extend: Extend, causal: bool) -> mx.array:
-        """x (B, T, H) at positions offset … offset + T − 1 -> (B, T, H)."""
+    def __call__(self, x: mx.array, places: Sequence[Place]) -> mx.array:
+        """x (B, T, H) -> (B, T, H); one place for all rows, or one for each."""
         batch, length, _ = x.shape
         heads = self._project(x).reshape(batch, length, -1, self.head_dim)  # queries', keys', values'
         heads = rms_norm(heads, self.eps)
+        if len(places) == 1:
+            out = self._attend(heads, places[0])
+        else:
+            out = mx.concatenate([self._attend(heads[i : i + 1], place) for i, place in enumerate(places)])
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+
+    def _attend(self, heads: mx.array, place: Place) -> mx.array:
+        """Normed heads of all three kinds (B, T, heads, D) at a place -> (B, heads, T, D)."""
         weight = self._norm_weight() if self._norm is None else self._norm
-        qk = self.rope((heads[:, :, : len(weight)] * weight).transpose(0, 2, 1, 3), offset=offset)
+        qk = self.rope((heads[:, :, : len(weight)] * weight).transpose(0, 2, 1, 3), offset=place.offset)
         q, k = qk[:, : self.heads], qk[:, self.heads :]  # (B, heads, T, D) and (B, kv_heads, T, D)
         v = heads[:, :, -self.kv_heads :].transpose(0, 2, 1, 3)  # without a projection of their own, the raw keys
-        keys, values = extend(k, v)  # (B, kv_heads, S, D): what this layer can see
-        out = attend_causally(q, keys, values, self.window) if causal else attend_all(q, keys, values)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        keys, values = place.extend(k, v)  # (B, kv_heads, S, D): what this layer can see
+        if place.is_causal:
+            return attend_causally(q, keys, values, self.window)
+        return attend_all(q, keys, values)
 
     def fuse(self) -> None:
         """Replaces the projections by `qkv_proj` where all have the same format; the norms keep their names."""

@@ -4,13 +4,15 @@ The module tree carries the checkpoint's names, so weights load without renaming
 The reference is transformers, models/diffusion_gemma.
 """
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import fused
-from mlx_dgemma.model.attention import Attention, Extend
+from mlx_dgemma.model.attention import Attention, Place
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
 from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap
@@ -36,9 +38,9 @@ class Layer(nn.Module):
         self.pre_feedforward_layernorm_2 = nn.RMSNorm(hidden, eps=eps)
         self.layer_scalar = mx.ones((1,))
 
-    def __call__(self, x: mx.array, offset: int, extend: Extend, causal: bool, scalar: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, places: Sequence[Place], scalar: mx.array) -> mx.array:
         """x (B, T, H) -> (B, T, H)."""
-        h = self.self_attn(self.input_layernorm(x), offset, extend, causal)
+        h = self.self_attn(self.input_layernorm(x), places)
         residual = x + self.post_attention_layernorm(h)
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(residual)))
         weights, chosen = self.router(residual)  # the router reads the raw residual stream
@@ -139,7 +141,7 @@ class DiffusionGemma(nn.Module):
         h = self._embed(tokens)
         scalars = self.model.encoder.language_model.layers
         for layer, own, kv in zip(self.model.decoder.layers, scalars, cache.layers, strict=True):
-            h = layer(h, cache.length, kv.append, True, own.layer_scalar)
+            h = layer(h, [Place(cache.length, kv.append, True)], own.layer_scalar)
         cache.length += length
         return h
 
@@ -155,15 +157,27 @@ class DiffusionGemma(nn.Module):
             Softcapped logits (B, C, V), float32.
         """
         soft = None if previous is None else self.soft_embeddings(previous)
-        return self._logits(self.denoise_hidden(canvas, cache, soft))
+        return self._logits(self.denoise_hidden(canvas, [cache], soft))
 
-    def denoise_hidden(self, canvas: mx.array, cache: PrefixCache, soft: mx.array | None = None) -> mx.array:
-        """Denoiser mode up to the last hidden states, normed; soft embeddings (B, C, H) -> (B, C, H)."""
+    def denoise_hidden(
+        self, canvas: mx.array, caches: Sequence[PrefixCache], soft: mx.array | None = None
+    ) -> mx.array:  # fmt: skip
+        """Denoiser mode up to the last hidden states, normed.
+
+        Args:
+            canvas: token ids (B, C).
+            caches: the prefix of all rows, or one prefix of one row for each of them; they may differ in length.
+            soft: soft embeddings (B, C, H), zeros for a row at its first step; None if all are.
+
+        Returns:
+            (B, C, H).
+        """
         decoder = self.model.decoder
         h = decoder.self_conditioning.mixed(self._embed(canvas), soft)
-        for layer, kv in zip(decoder.layers, cache.layers, strict=True):
-            # not causal: every canvas token sees all that the layer kept of the prefix, and the whole canvas
-            h = layer(h, cache.length, kv.overlay, False, layer.layer_scalar)
+        for i, layer in enumerate(decoder.layers):
+            # not causal: every canvas token sees all that the layer kept of its prefix, and the whole canvas
+            places = [Place(cache.length, cache.layers[i].overlay, False) for cache in caches]
+            h = layer(h, places, layer.layer_scalar)
         normed: mx.array = decoder.norm(h)
         return normed
 

@@ -153,7 +153,7 @@ def distributions(
 ) -> np.ndarray:
     """Probabilities (N, V) at N (row, position) pairs, from one denoiser pass over ids (B, C)."""
     rows, positions = (mx.array(column) for column in zip(*at, strict=True))
-    hidden = model.denoise_hidden(canvas, prefix)[rows, positions]  # (N, H): logits of no other position are made
+    hidden = model.denoise_hidden(canvas, [prefix])[rows, positions]  # (N, H): logits of no other position are made
     logits = model.model.decoder.embed_tokens.as_linear(hidden).astype(mx.float32)
     p = mx.exp(sampling.log_probabilities(softcap(logits, model.config.final_logit_softcapping)))
     memory.finish([p])
