@@ -14,6 +14,10 @@ class DGemmaError(ValueError):
         super().__init__(_BREAKS.sub(lambda character: ascii(character[0])[1:-1], shortened(message)))
 
 
+class ContextOverflow(DGemmaError):
+    """A prompt, or what is given behind it, has more tokens than there are positions."""
+
+
 class OutOfMemory(DGemmaError):
     """There was no room for what was asked; something smaller, or the same later, may go."""
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.terminal.arguments import WATCH_DELAY, read_tools
 from mlx_dgemma.terminal.cli import Parser, exit_code, say
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
@@ -90,9 +90,8 @@ def _turn(engine: Engine, chat: Chat, typed: str, watch: bool, delay: float) -> 
             question, chat.ask = chat.ask, None
             _answer(engine, chat, question, watch, delay)
     except DGemmaError as error:
-        told = str(error)
-        hint = "; /undo or /clear makes room" if "max_position_embeddings" in told and chat.session.messages else ""
-        say(f"error: {told}{hint}")
+        is_full = isinstance(error, ContextOverflow) and chat.session.messages
+        say(f"error: {error}{'; /undo or /clear makes room' if is_full else ''}")
 
 
 def _answer(engine: Engine, chat: Chat, question: str, watch: bool, delay: float) -> None:

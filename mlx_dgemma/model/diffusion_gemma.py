@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import ContextOverflow
 from mlx_dgemma.model import fused
 from mlx_dgemma.model.attention import Attention, Place
 from mlx_dgemma.model.cache import PrefixCache
@@ -134,7 +134,7 @@ class DiffusionGemma(nn.Module):
     def _encode(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
         length = tokens.shape[1]
         if cache.length + length > self.config.max_position_embeddings:
-            raise DGemmaError(
+            raise ContextOverflow(
                 f"{cache.length + length} prefix tokens exceed max_position_embeddings "
                 f"({self.config.max_position_embeddings}); shorten the prompt"
             )

@@ -51,12 +51,14 @@ class End:
         stats: see `Stats`.
         seed: of its noise.
         fault: why it has not the form that was asked for.
+        stop_text: which of the stop texts ended it, "" if none did.
     """
 
     steps: Sequence[int]
     stats: Stats
     seed: int
     fault: str
+    stop_text: str = ""
 
     def about(self) -> dict[str, Any]:
         """The `diffusion` object of a last chunk, or of a whole answer."""
@@ -78,6 +80,18 @@ class Sketch:
 
     index: int
     draft: Draft
+
+
+class Behind:
+    """What of a text, as it grows, stands behind a beginning that the client has."""
+
+    def __init__(self, beginning: str):
+        self._left = len(beginning)
+
+    def add(self, text: str) -> str:
+        """What is new of the next part."""
+        skipped, self._left = self._left, max(0, self._left - len(text))
+        return text[skipped:]
 
 
 class Answer:
@@ -168,7 +182,8 @@ class Answer:
         self._steps[index].append(canvas.steps)
         end = None
         if canvas.finish_reason is not None:
-            end = End(self._steps[index], canvas.stats, self._requests[index].seed, canvas.fault)
+            seed = self._requests[index].seed
+            end = End(self._steps[index], canvas.stats, seed, canvas.fault, canvas.stop_text)
         said = canvas.spoken
         return Part(
             index=index,

@@ -26,13 +26,13 @@ from mlx_dgemma.server.guard import Guard, Rules
 from mlx_dgemma.server.messages import PING, Messages, failed
 from mlx_dgemma.server.metrics import TYPE, metrics
 from mlx_dgemma.server.service import STARTED, Service
+from mlx_dgemma.server.surface import Asking
 from mlx_dgemma.server.systemone import answered, questions_of
 from mlx_dgemma.text.engine import Engine
 
 LOOK = 0.2  # seconds between looks at whether a client that waits for a whole answer is still there
 GONE = 499  # nobody reads it
 T = TypeVar("T")
-Asking = Chat | Completion | Messages | stateless.Response
 log = logging.getLogger("mlx_dgemma.server")
 
 

@@ -32,7 +32,7 @@ class Asked:
         messages: of the conversation.
         settings: of the sampler that were given, by name.
         seed: of the first text.
-        thinking, tools, tool_choice, stop, response_format, plan: see `Request`.
+        thinking, tools, tool_choice, parallel_tool_calls, stop, response_format, plan: see `Request`.
         samples: how many texts.
         drafts: "text" or "tokens" if denoising steps are sent, "" if not.
     """
@@ -43,6 +43,7 @@ class Asked:
     thinking: bool = False
     tools: list[Any] = field(default_factory=list)
     tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
     stop: list[str] = field(default_factory=list)
     response_format: dict[str, Any] | None = None
     plan: CanvasPlan = field(default_factory=CanvasPlan)
@@ -61,7 +62,8 @@ class Asked:
                 Request(
                     service.conversation(self.messages), settings=settings, seed=(self.seed + i) % SEEDS,
                     thinking=self.thinking, tools=tuple(self.tools), tool_choice=self.tool_choice,
-                    stop=tuple(self.stop), response_format=self.response_format, canvas=self.plan,
+                    parallel_tool_calls=self.parallel_tool_calls, stop=tuple(self.stop),
+                    response_format=self.response_format, canvas=self.plan,
                 )
                 for i in range(self.samples)
             ]  # fmt: skip
@@ -121,6 +123,7 @@ def take_thinking(asked: Asked, body: Fields, service: Service) -> None:
 def take_tools(asked: Asked, body: Fields) -> None:
     """Tools, and which of them has to be called."""
     asked.tools = body.items("tools", TOOLS) or []
+    asked.parallel_tool_calls = body.flag("parallel_tool_calls") is not False
     choice = body.values.get("tool_choice")
     if isinstance(choice, dict):
         function = choice.get("function", choice)

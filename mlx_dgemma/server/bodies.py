@@ -142,6 +142,25 @@ class Fields:
         return [own for own in found if own]
 
 
+def texts_of(content: object, place: str, kinds: Collection[str] = ("text",)) -> list[str]:
+    """The texts of a content: one, or a list of parts of these kinds.
+
+    Raises:
+        Refused: anything else, by its kind.
+    """
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, list):
+        raise Refused(400, f"{place} is no text and no list of parts", param=place)
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else _kind(part)
+        if not isinstance(kind, str) or kind not in kinds or not isinstance(part.get("text"), str):
+            raise Refused(
+                400, f"{place}: content of type {str(kind)[:40]!r} is not supported, only text is", param=place
+            )
+    return [part["text"] for part in content]
+
+
 def _kind(value: object) -> str:
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number").removeprefix("a ").removeprefix("an ")

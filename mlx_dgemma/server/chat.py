@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from mlx_dgemma.server.answers import Answer, Part, Sketch
+from mlx_dgemma.server.answers import Answer, Behind, Part, Sketch
 from mlx_dgemma.server.asking import (
     SAMPLES,
     STOPS,
@@ -27,6 +25,7 @@ from mlx_dgemma.server.errors import Refused
 from mlx_dgemma.server.service import Service
 from mlx_dgemma.server.sketches import shown
 from mlx_dgemma.server.sse import DONE, data
+from mlx_dgemma.server.surface import Asking, streaming
 from mlx_dgemma.text.reply import ToolCall
 
 REASONS = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "repetition": "length"}
@@ -37,20 +36,20 @@ REFUSED = {  # what would change the answer's meaning and is not there
 }  # fmt: skip
 
 
-@dataclass
-class Chat:
-    """One request of this surface, from its body to its answer."""
+@dataclass(kw_only=True)
+class Chat(Asking):
+    """One request of this surface.
 
-    service: Service
-    model: str
-    asked: Asked
-    wants_usage: bool
+    Attributes:
+        wants_logprobs: whether the tokens' own are told.
+        continues: the beginning of the answer, which the client has.
+        predicted: how many tokens of the expected answer are the draft.
+    """
+
+    PREFIX = "chatcmpl-"
     wants_logprobs: bool
     continues: str
     predicted: int
-    is_stream: bool
-    identity: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex[:24]}")
-    created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def of(cls, service: Service, body: dict[str, Any]) -> Chat:
@@ -85,14 +84,13 @@ class Chat:
         predicted = take_draft(asked, fields, service)
         within(asked, service)
         continues = _continue(asked, fields, service)
-        options = fields.fields("stream_options")
         if fields.integer("top_logprobs", 0, 20):
             raise Refused(
                 400, "top_logprobs: only the written tokens' own are known; leave it out", param="top_logprobs"
             )
         return cls(
-            service, model, asked, bool(options and options.flag("include_usage")), bool(fields.flag("logprobs")),
-            continues, predicted, bool(fields.flag("stream")),
+            service=service, model=model, asked=asked, wants_logprobs=bool(fields.flag("logprobs")),
+            continues=continues, predicted=predicted, **streaming(fields),
         )  # fmt: skip
 
     def whole(self, parts: Iterable[Part], answer: Answer) -> dict[str, Any]:
@@ -153,11 +151,11 @@ class _Text:
         self.reason: str | None = None
         self.about: dict[str, Any] = {}
         self.tokens = self.cached = self.thought_tokens = 0
-        self._skips = len(chat.continues)  # characters that the client has
+        self._behind = Behind(chat.continues)
 
     def add(self, part: Part) -> tuple[str, list[dict[str, Any]]]:
         """Takes a part; what it adds to the content, and about its tokens."""
-        text, self._skips = part.text[self._skips :], max(0, self._skips - len(part.text))
+        text = self._behind.add(part.text)
         self.content, self.thought = self.content + text, self.thought + part.thought
         self.calls += part.calls
         about = logprobs(self.chat.service, part) if self.chat.wants_logprobs else []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_dgemma.server.answers import Answer, Part, Sketch
@@ -14,6 +12,7 @@ from mlx_dgemma.server.bodies import Fields
 from mlx_dgemma.server.errors import Refused
 from mlx_dgemma.server.service import Service
 from mlx_dgemma.server.sse import DONE, data
+from mlx_dgemma.server.surface import Asking, streaming
 from mlx_dgemma.text.request import CanvasPlan
 
 GO_ON = "Go on with this text, from its last character on, and write nothing else:\n\n"
@@ -23,18 +22,16 @@ SUFFIX = 32  # tokens of it that are clamped behind the gap
 REASONS = {"stop": "stop", "tool_calls": "stop", "length": "length", "repetition": "length"}
 
 
-@dataclass
-class Completion:
-    """One request of this surface, from its body to its answer."""
+@dataclass(kw_only=True)
+class Completion(Asking):
+    """One request of this surface.
 
-    service: Service
-    model: str
-    asked: Asked
-    is_stream: bool
-    wants_usage: bool
+    Attributes:
+        suffix: what of the suffix is clamped behind the gap.
+    """
+
+    PREFIX = "cmpl-"
     suffix: str
-    identity: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex[:24]}")
-    created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def of(cls, service: Service, body: dict[str, Any]) -> Completion:
@@ -65,9 +62,7 @@ class Completion:
             asked.plan = CanvasPlan([*[None] * gap, *ids], seed=asked.seed)
             asked.settings["max_new_tokens"] = gap + len(ids)
             kept = service.tokenizer.decode(ids, skip_special_tokens=True)
-        options = fields.fields("stream_options")
-        usage = bool(options and options.flag("include_usage"))
-        return cls(service, model, asked, bool(fields.flag("stream")), usage, kept)
+        return cls(service=service, model=model, asked=asked, suffix=kept, **streaming(fields))
 
     def whole(self, parts: Iterable[Part], answer: Answer) -> dict[str, Any]:
         """The whole answer."""

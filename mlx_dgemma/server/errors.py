@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlx_dgemma.errors import DGemmaError, OutOfMemory
+from mlx_dgemma.errors import ContextOverflow, DGemmaError, OutOfMemory
 
 KINDS = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -51,9 +51,8 @@ class Refused(Exception):
 
 def refusal(error: DGemmaError) -> Refused:
     """What to answer to something that the engine refused, or had no room for."""
-    message = str(error)
     if isinstance(error, OutOfMemory):
-        return Refused(503, message, code="out_of_memory")
-    if "max_position_embeddings" in message or "exceeds the context" in message:
-        return Refused(400, message, param="messages", code="context_length_exceeded")
-    return Refused(400, message)
+        return Refused(503, str(error), code="out_of_memory")
+    if isinstance(error, ContextOverflow):
+        return Refused(400, str(error), param="messages", code="context_length_exceeded")
+    return Refused(400, str(error))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from mlx_dgemma.server.answers import Answer, End, Part, Sketch
+from mlx_dgemma.server.answers import Answer, Behind, End, Part, Sketch
 from mlx_dgemma.server.asking import STOPS, TOOLS, Asked, go_on, take_diffusion, take_sampling, within
-from mlx_dgemma.server.bodies import Fields
+from mlx_dgemma.server.bodies import Fields, texts_of
 from mlx_dgemma.server.errors import Refused
 from mlx_dgemma.server.service import THINKS, Service
 from mlx_dgemma.server.sse import data
+from mlx_dgemma.server.surface import Asking, streaming
 from mlx_dgemma.text.reply import ToolCall
 from mlx_dgemma.text.request import Message
 
@@ -23,16 +23,16 @@ CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 PING = 'event: ping\ndata: {"type":"ping"}\n\n'
 
 
-@dataclass
-class Messages:
-    """One request of this surface, from its body to its answer."""
+@dataclass(kw_only=True)
+class Messages(Asking):
+    """One request of this surface.
 
-    service: Service
-    model: str
-    asked: Asked
-    is_stream: bool
-    continues: str = ""
-    identity: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex[:24]}")
+    Attributes:
+        continues: the beginning of the answer, which the client has.
+    """
+
+    PREFIX = "msg_"
+    continues: str
 
     @classmethod
     def of(cls, service: Service, body: dict[str, Any]) -> Messages:
@@ -60,7 +60,7 @@ class Messages:
         last = asked.messages[-1]
         is_begun = last["role"] == "assistant" and last.get("content") and not last.get("tool_calls")
         continues = go_on(asked, service) if is_begun and len(asked.messages) > 1 else ""
-        return cls(service, model, asked, bool(fields.flag("stream")), continues)
+        return cls(service=service, model=model, asked=asked, continues=continues, **streaming(fields))
 
     def whole(self, parts: Iterable[Part], answer: Answer) -> dict[str, Any]:
         """The whole answer."""
@@ -68,14 +68,14 @@ class Messages:
         for part in parts:
             text, thought, calls = text + part.text, thought + part.thought, [*calls, *part.calls]
             end, reason = part.end, part.finish_reason or reason
-        text = text[len(self.continues) :]
+        text = Behind(self.continues).add(text)
         content: list[dict[str, Any]] = [{"type": "thinking", "thinking": thought, "signature": ""}] * bool(thought)
         content += [{"type": "text", "text": text}] * bool(text or not calls)
         content += [{"type": "tool_use", "id": own.id, "name": own.name, "input": own.arguments} for own in calls]
         return {
             **self._head(answer),
             "content": content,
-            "stop_reason": REASONS[reason],
+            **_stopped(reason, end),
             "usage": self._usage(answer, end),
             "diffusion": {} if end is None else end.about(),
         }
@@ -108,7 +108,7 @@ class Stream:
         self.asked, self.answer = asked, answer
         self._open = ""  # the kind of the block that is open
         self._count = 0  # blocks so far
-        self._skips = len(asked.continues)
+        self._behind = Behind(asked.continues)
 
     def before(self) -> Iterator[str]:
         """The message, still empty."""
@@ -118,7 +118,7 @@ class Stream:
         """What a part adds."""
         if isinstance(part, Sketch):
             return
-        text, self._skips = part.text[self._skips :], max(0, self._skips - len(part.text))
+        text = self._behind.add(part.text)
         if part.thought:
             yield from self._opened("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             yield self._delta({"type": "thinking_delta", "thinking": part.thought})
@@ -133,9 +133,8 @@ class Stream:
             yield from self._closed()
         if part.end is not None:
             yield from self._closed()
-            delta = {"stop_reason": REASONS[part.finish_reason or "stop"], "stop_sequence": None}
-            usage = self.asked._usage(self.answer, part.end)
-            yield _event("message_delta", delta=delta, usage=usage)
+            delta = _stopped(part.finish_reason or "stop", part.end)
+            yield _event("message_delta", delta=delta, usage=self.asked._usage(self.answer, part.end))
 
     def after(self) -> Iterator[str]:
         """The end."""
@@ -156,6 +155,13 @@ class Stream:
         return _event("content_block_delta", index=self._count, delta=delta)
 
 
+def _stopped(reason: str, end: End | None) -> dict[str, str | None]:
+    """Why the answer ended, and at which stop text."""
+    if reason == "stop" and end is not None and end.stop_text:
+        return {"stop_reason": "stop_sequence", "stop_sequence": end.stop_text}
+    return {"stop_reason": REASONS[reason], "stop_sequence": None}
+
+
 def failed(error: Refused) -> str:
     """The event of something that went wrong on the way."""
     return data(error.as_anthropic(), "error")
@@ -167,17 +173,7 @@ def _event(kind: str, **fields: Any) -> str:
 
 def _texts(content: object, place: str) -> str:
     """The texts of a content, a text or a list of blocks, without what only accounts for a request."""
-    if content is None:
-        return ""
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(blocks, list):
-        raise Refused(400, f"{place} is no text and no list of blocks")
-    texts = []
-    for block in blocks:
-        if not isinstance(block, dict) or block.get("type") != "text" or not isinstance(block.get("text"), str):
-            kind = block.get("type") if isinstance(block, dict) else block
-            raise Refused(400, f"{place}: a block of type {str(kind)[:40]!r} is not supported, only text is")
-        texts.append(block["text"])
+    texts = [] if content is None else texts_of(content, place)
     return "\n".join(text for text in texts if not text.startswith(BILLING))
 
 
@@ -221,6 +217,7 @@ def _take_tools(asked: Asked, fields: Fields) -> None:
             asked.tools.append({"type": "function", "function": {**about, "parameters": tool["input_schema"]}})
     choice = fields.fields("tool_choice")
     if choice is not None and asked.tools:
+        asked.parallel_tool_calls = not choice.flag("disable_parallel_tool_use")
         kind = choice.text("type") or "auto"
         wanted = choice.text("name") if kind == "tool" else CHOICES.get(kind)
         if wanted is None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_dgemma.server.answers import Answer, End, Part, Sketch
 from mlx_dgemma.server.asking import TOOLS, Asked, take_diffusion, take_sampling, within
-from mlx_dgemma.server.bodies import Fields
+from mlx_dgemma.server.bodies import Fields, texts_of
 from mlx_dgemma.server.errors import Refused
 from mlx_dgemma.server.service import THINKS, Service
 from mlx_dgemma.server.sse import data
+from mlx_dgemma.server.surface import Asking, named, streaming
 from mlx_dgemma.text.reply import ToolCall
 from mlx_dgemma.text.request import Message
 
@@ -22,17 +21,16 @@ Item = dict[str, Any]
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
-@dataclass
-class Response:
-    """One request of this surface, from its body to its answer."""
+@dataclass(kw_only=True)
+class Response(Asking):
+    """One request of this surface.
 
-    service: Service
-    model: str
-    asked: Asked
-    is_stream: bool
+    Attributes:
+        told: fields of the body that the answer repeats.
+    """
+
+    PREFIX = "resp_"
     told: Item
-    identity: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex[:24]}")
-    created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def of(cls, service: Service, body: dict[str, Any]) -> Response:
@@ -61,7 +59,7 @@ class Response:
         take_diffusion(asked, fields)
         within(asked, service)
         told = {name: body.get(name) for name in ("instructions", "metadata", "tools", "tool_choice", "temperature")}
-        return cls(service, model, asked, bool(fields.flag("stream")), told)
+        return cls(service=service, model=model, asked=asked, told=told, **streaming(fields))
 
     def whole(self, parts: Iterable[Part], answer: Answer) -> Item:
         """The whole answer."""
@@ -83,8 +81,8 @@ class Response:
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "model": self.model, "output": output, "usage": usage, "instructions": told["instructions"],
             "metadata": told["metadata"] or {}, "tools": told["tools"] or [], "temperature": told["temperature"],
-            "tool_choice": told["tool_choice"] or "auto", "top_p": None, "parallel_tool_calls": True,
-            "previous_response_id": None, "store": False,
+            "tool_choice": told["tool_choice"] or "auto", "top_p": None, "previous_response_id": None, "store": False,
+            "parallel_tool_calls": self.asked.parallel_tool_calls,
             "max_output_tokens": self.asked.settings.get("max_new_tokens"),
         }  # fmt: skip
 
@@ -153,7 +151,7 @@ class Stream:
 
     def _begin(self, kind: str) -> Iterator[str]:
         is_message = kind == "message"
-        item: Item = {"id": _identity("msg" if is_message else "rs"), "type": kind, "status": "in_progress"}
+        item: Item = {"id": named("msg_" if is_message else "rs_"), "type": kind, "status": "in_progress"}
         more: Item = {"role": "assistant"} if is_message else {"summary": []}
         item |= more
         yield self._event("response.output_item.added", output_index=len(self.output), item={**item, "content": []})
@@ -177,7 +175,7 @@ class Stream:
     def _call(self, call: ToolCall) -> Iterator[str]:
         yield from self._close()
         arguments = json.dumps(call.arguments, ensure_ascii=False)
-        item = {"id": _identity("fc"), "type": "function_call", "call_id": call.id, "name": call.name}
+        item = {"id": named("fc_"), "type": "function_call", "call_id": call.id, "name": call.name}
         begun = {**item, "status": "in_progress", "arguments": ""}
         place = {"item_id": item["id"], "output_index": len(self.output)}
         yield self._event("response.output_item.added", output_index=len(self.output), item=begun)
@@ -203,10 +201,6 @@ def failed(error: Refused) -> str:
     """The event of something that went wrong on the way."""
     told = {"type": "error", "sequence_number": 0, "code": error.code, "message": error.message, "param": error.param}
     return data(told, "error")
-
-
-def _identity(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex[:24]}"
 
 
 def _logprobs(kind: str) -> Item:
@@ -252,16 +246,7 @@ def _add(made: list[Message], item: object, place: str) -> None:
 
 def _text(content: object, place: str) -> str:
     """The texts of a content."""
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
-        raise Refused(400, f"{place} has no content", param=place)
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind not in TEXTS or not isinstance(part.get("text"), str):
-            raise Refused(
-                400, f"{place}: content of type {str(kind)[:40]!r} is not supported, only text is", param=place
-            )
-    return "\n".join(part["text"] for part in parts)
+    return "\n".join(texts_of(content, place, TEXTS))
 
 
 def _take_tools(asked: Asked, fields: Fields) -> None:
@@ -273,6 +258,7 @@ def _take_tools(asked: Asked, fields: Fields) -> None:
         for own in inside if isinstance(inside, list) else []:
             if isinstance(own, dict) and own.get("type") == "function":
                 asked.tools.append({"type": "function", "function": {k: v for k, v in own.items() if k != "type"}})
+    asked.parallel_tool_calls = fields.flag("parallel_tool_calls") is not False
     choice = fields.values.get("tool_choice")
     name = choice.get("name") if isinstance(choice, dict) else choice
     if name is not None and not isinstance(name, str):

@@ -18,6 +18,7 @@ def as_json(result: GenerationResult) -> dict[str, object]:
         "tool_calls": [asdict(call) for call in result.tool_calls],
         "tokens": result.tokens,
         "finish_reason": result.finish_reason,
+        "stop_text": result.stop_text,
         "fault": result.fault,
         "steps_per_canvas": result.steps_per_canvas,
         "log_p": list(result.log_p),

@@ -12,7 +12,7 @@ class StopTexts:
     def __init__(self, stops: Sequence[str]):
         self._stops = tuple(stops)
         self._held, self._shown = "", 0
-        self.found = False
+        self.found = ""  # which of them
         self.end = 0  # of the text that was found, in characters of the whole
 
     def add(self, text: str, *, final: bool) -> str:
@@ -20,10 +20,10 @@ class StopTexts:
         if self.found:
             return ""
         self._held += text
-        places = [(at, len(stop)) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        places = [(at, len(stop), stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if places:
-            at, length = min(places)
-            self.found, self.end = True, self._shown + at + length
+            at, length, self.found = min(places)
+            self.end = self._shown + at + length
             return self._held[:at]
         waiting = 0 if final else max((_begun(self._held, stop) for stop in self._stops), default=0)
         shown = self._held[: len(self._held) - waiting]

@@ -65,6 +65,8 @@ class TextCanvas:
         spoken: which of the tokens are the answer's, and no thought's, call's or mark; () when replayed from a
             trace, which does not keep it.
         fault: of the last canvas, why the answer has not the request's `response_format`; "" if it has.
+        stop_text: of the last canvas, which of the request's stop texts ended the answer; "" if none did, or when
+            replayed from a trace.
     """
 
     canvas_index: int
@@ -80,6 +82,7 @@ class TextCanvas:
     tool_calls: tuple[ToolCall, ...] = ()
     fault: str = ""
     spoken: Sequence[int] = field(default=(), compare=False)
+    stop_text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class GenerationResult:
         thought: what the model thought before it answered.
         tool_calls: calls that it makes, in order.
         fault: why the text has not the request's `response_format`; "" if it has.
+        stop_text: which of the request's stop texts ended it; "" if none did.
     """
 
     text: str
@@ -110,6 +114,7 @@ class GenerationResult:
     thought: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     fault: str = ""
+    stop_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,4 +148,5 @@ def collect(canvases: Iterable[TextCanvas], finish_reason: str | None = None) ->
         thought="".join(c.thought for c in done),
         tool_calls=tuple(call for c in done for call in c.tool_calls),
         fault=done[-1].fault if done else "",
+        stop_text=done[-1].stop_text if done else "",
     )

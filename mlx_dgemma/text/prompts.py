@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any, TypeGuard
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
-from mlx_dgemma.errors import DGemmaError, first_line
+from mlx_dgemma.errors import ContextOverflow, DGemmaError, first_line
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.text.control import THOUGHT, SetAside, SpellsOut, names_in
 from mlx_dgemma.text.messages import Message, normalised
@@ -161,7 +161,7 @@ def check_ids(model: DiffusionGemma, ids: Sequence[int]) -> None:
     check_vocabulary(model, ids)
     config = model.config
     if len(ids) + config.canvas_length > config.max_position_embeddings:
-        raise DGemmaError(
+        raise ContextOverflow(
             f"the prompt has {len(ids)} tokens; with one canvas of {config.canvas_length} that exceeds "
             f"max_position_embeddings ({config.max_position_embeddings}); shorten it"
         )

@@ -87,10 +87,13 @@ class ReplyParser:
 
     def __init__(
         self, tokenizer: Tokenizer, *, prompt: Sequence[int] = (), tools: Sequence[Mapping[str, Any]] = (),
-        given: Sequence[int | None] = (),
+        given: Sequence[int | None] = (), one_call: bool = False,
     ):  # fmt: skip
-        """`given`: tokens of the reply that are the user's: they show, unless the user opened the thought or call."""
-        self.tokenizer, self.given = tokenizer, given
+        """`given`: tokens of the reply that are the user's: they show, unless the user opened the thought or call.
+
+        `one_call`: nothing is read behind the first call's end.
+        """
+        self.tokenizer, self.given, self._one_call = tokenizer, given, one_call
         vocabulary = tokenizer.get_vocab()
         self._marks = {vocabulary[name]: mark for mark, name in MARKS.items() if name in vocabulary}
         self._types = types_of(tools)
@@ -102,7 +105,7 @@ class ReplyParser:
         self._positions: list[int] = []  # in the reply, of all the answer's tokens
         self._calls: list[ToolCall] = []
         self._told = 0  # calls
-        self._position = self.thought_tokens = 0
+        self.position = self.thought_tokens = 0  # tokens that were read, and those of them that are thoughts
         opening = _open_thought(prompt, self._marks)
         if opening is not None:
             self._thoughts.open(prompt[opening + 1 :])
@@ -112,19 +115,26 @@ class ReplyParser:
         """Whether a call has no end yet."""
         return self._call is not None and not self._call.has_end
 
+    @property
+    def has_called(self) -> bool:
+        """Whether the only call was made that is wanted."""
+        return self._one_call and bool(self._calls)
+
     def add(self, ids: Sequence[int]) -> Reply:
         """What the next tokens add."""
         for token in ids:
-            at = self._position
+            if self.has_called:
+                break
+            at = self.position
             self._take(token, at < len(self.given) and self.given[at] is not None)
-            self._position += 1
+            self.position += not (self.has_called and self._call)  # the mark that opens a second call is not read
         return self._reply(self._thoughts.flush(), None)
 
     def end(self, *, is_cut: bool) -> Reply:
         """What the end adds; `is_cut` if it is not the model's."""
-        while self._call is not None:
+        while self._call is not None and not self.has_called:
             has_end, rest = self._call.has_end, self._end_call(is_cut=is_cut)
-            for token in rest if has_end else ():  # behind an end that was taken for part of a string
+            for token in rest if has_end and not self.has_called else ():  # behind an end that seemed part of a string
                 self._take(token, False)
         if self._turn is not None:
             self._end_turn()
@@ -156,7 +166,7 @@ class ReplyParser:
 
     def _say(self, token: int) -> None:
         self._new.append(token)
-        self._positions.append(self._position)
+        self._positions.append(self.position)
 
     def _reply(self, thought: str, reason: str | None) -> Reply:
         content = self._answer.add(self._new, final=reason is not None, is_cut=reason == "length")

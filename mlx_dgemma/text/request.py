@@ -65,6 +65,7 @@ class Request:
         tools: function schemas that the model may call, as OpenAI's clients write them.
         tool_choice: "auto", "none" (the model sees no tools), "required" (it calls one), or the name of one that it
             calls.
+        parallel_tool_calls: whether an answer may make several calls; otherwise its first one ends it.
         stop: texts that end the answer where the first of them would stand.
         response_format: the form of the answer, as OpenAI's clients write it: {"type": "json_object"}, or {"type":
             "json_schema", "json_schema": {"schema": …, "strict": …}}; see `text.formats`.
@@ -84,6 +85,7 @@ class Request:
     thinking: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
     stop: Sequence[str] = ()
     response_format: Mapping[str, Any] | None = None
 
@@ -94,7 +96,7 @@ class Request:
             raise DGemmaError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}")
         if type(self.samples) is not int or self.samples < 1:
             raise DGemmaError(f"the number of samples must be an integer from 1 on, got {self.samples!r}")
-        for name in ("chat_template", "thinking"):
+        for name in ("chat_template", "thinking", "parallel_tool_calls"):
             if type(vars(self)[name]) is not bool:
                 raise DGemmaError(f"{name} must be True or False, got {vars(self)[name]!r}")
         if not isinstance(self.canvas, CanvasPlan):

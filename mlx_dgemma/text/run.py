@@ -12,7 +12,7 @@ from mlx_dgemma.diffusion.noise import Noise, SeededNoise
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering, steerings
 from mlx_dgemma.diffusion.vocabulary import BLOCK
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
@@ -190,7 +190,7 @@ def _check_bounds(model: DiffusionGemma, request: Request, prompt: int, given: i
     """Raises DGemmaError for what positions or memory do not hold; lengths are in tokens."""
     size, most = model.config.canvas_length, model.config.max_position_embeddings
     if prompt + math.ceil(given / size) * size > most:
-        raise DGemmaError(
+        raise ContextOverflow(
             f"canvas: {given} given tokens behind a prompt of {prompt} exceed max_position_embeddings ({most}); "
             "shorten it"
         )

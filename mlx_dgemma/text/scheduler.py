@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mlx_dgemma.diffusion.canvas import DenoisingStep
-from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.generation import stream_text
@@ -52,7 +52,7 @@ class Scheduler:
             return run
         room = self.context - len(run.ids)
         if room < run.model.config.canvas_length:
-            raise DGemmaError(
+            raise ContextOverflow(
                 f"the prompt has {len(run.ids)} tokens; with one canvas of {run.model.config.canvas_length} that "
                 f"exceeds the context of {self.context}; shorten it"
             )

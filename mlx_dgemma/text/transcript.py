@@ -121,6 +121,7 @@ class Transcript:
             thought=reply.thought,
             tool_calls=reply.tool_calls,
             spoken=spoken,
+            stop_text="" if self._reply is None else self._reply.stop_text,
         )
 
     def _spoken(self, new: list[int]) -> list[int]:
@@ -168,18 +169,28 @@ class _Reading:
     """What the tokens of a run say, up to its stop texts."""
 
     def __init__(self, run: Run, tokenizer: Tokenizer):
-        self.parser = ReplyParser(tokenizer, prompt=run.ids, tools=run.request.tools, given=run.given)
-        self._stops = StopTexts(run.request.stop)
+        request = run.request
+        self.parser = ReplyParser(
+            tokenizer, prompt=run.ids, tools=request.tools, given=run.given, one_call=not request.parallel_tool_calls
+        )
+        self._stops = StopTexts(request.stop)
         self._before = 0  # tokens of earlier canvases
 
+    @property
+    def stop_text(self) -> str:
+        """The stop text that ended the answer, "" if none did."""
+        return self._stops.found
+
     def add(self, new: list[int], reason: str | None) -> tuple[Reply, list[int]]:
-        """What the next tokens add, and which of them belong to the text: those up to a stop text.
+        """What the next tokens add, and which of them belong to the text: those up to a stop text, or the only call.
 
         `reason` says why none follow, None if some may.
         """
         part = self.parser.add(new)
         text = self._stops.add(part.content, final=False)
         thought, calls = part.thought, part.tool_calls
+        if self.parser.has_called:
+            new, reason = new[: self.parser.position - self._before], "stop"
         if reason is not None or self._stops.found:
             end = self.parser.end(is_cut=reason in ("length", "repetition"))
             text += self._stops.add(end.content, final=True)

@@ -7,7 +7,16 @@ import httpx2
 import pytest
 import uvicorn
 
+from benchmarks.models import config_dict, write_random
+from mlx_dgemma import Engine, load
+from mlx_dgemma.server import serving
 from mlx_dgemma.server.serving import Options, _bound, build, configured
+from mlx_dgemma.text.transcript import Committed, Transcript
+from tests.text.gemma import gemma_tokenizer
+
+SIZE = 64  # of the talker's canvases
+ADD = Transcript.add
+SETTINGS = '{"eos_token_id": [1, 106, 50], "max_new_tokens": 256, "max_denoising_steps": 2}'
 
 
 class Running:
@@ -63,3 +72,36 @@ def start():
 @pytest.fixture(scope="session")
 def server(start):
     return start()
+
+
+@pytest.fixture(scope="session")
+def talking(start, tmp_path_factory):
+    """A server of a random checkpoint with the published one's template and control tokens; see `says`."""
+    text = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "sliding_window": 32}
+    text |= {"layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 4096}
+    folder = write_random(tmp_path_factory.mktemp("talker"), config_dict(SIZE, **text))
+    (folder / "generation_config.json").write_text(SETTINGS)
+
+    def load_engine(*arguments, **options):
+        return Engine(load(folder)[0], gemma_tokenizer(), "random")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(serving, "load_engine", load_engine)
+        return start()
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """Makes every text of the talking server these words, whatever was denoised; control tokens are spelled out."""
+
+    def script(words):
+        ids = gemma_tokenizer().encode(words, add_special_tokens=False)
+
+        def added(self, canvas, **options):
+            own = ids[SIZE * self.canvases :][:SIZE]
+            made = [*own, *[0] * (len(canvas.tokens) - len(own))][: len(canvas.tokens)]
+            return ADD(self, Committed(made, canvas.steps, canvas.log_p, canvas.entropy), **options)
+
+        monkeypatch.setattr(Transcript, "add", added)
+
+    return script

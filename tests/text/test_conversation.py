@@ -163,6 +163,7 @@ def test_a_stop_text_ends_the_answer(talker, writes, stop, text, kept):
     writes([OPENS, *ids("thought\nworld o"), CLOSES, *ids("Hello world, and more"), END])
     result = asked(talker, stop=stop)
     assert (result.text, result.finish_reason) == (text, "stop")
+    assert result.stop_text == {"Hello ": "world", "Hell": "o", "Hello world": ", "}.get(text, "")
     if kept is not None:
         assert talker.tokenizer.decode(result.tokens).endswith(kept) and len(result.log_p) == len(result.tokens)
 
@@ -175,6 +176,41 @@ def test_a_stop_text_is_found_across_canvases_and_nothing_of_it_was_shown(talker
     assert "".join(c.text for c in canvases) == talker.tokenizer.decode(first)
     writes([*first, *ids("ST")], [*ids("ART here"), END])
     assert talker.generate(Request("hi", stop=["STOP"])).text.endswith("START here")
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "<|tool_call>call:listen{}<tool_call|>",
+        "<tool_call|>and a word",
+        "<|tool_call>call:listen{",
+        '<|tool_call>call:look{at:<|"|>',
+        " and this, and that",
+    ],
+)
+def test_the_only_call_ends_the_answer(talker, writes, behind):
+    first = ids('Let me see.<|tool_call>call:look{at:<|"|>it<|"|>}<tool_call|>')
+    writes([*first, *ids(behind)], [*ids("never read"), END])
+    result = asked(talker, tools=TOOLS, parallel_tool_calls=False)
+    assert [(c.name, c.arguments) for c in result.tool_calls] == [("look", {"at": "it"})]
+    assert (result.text, result.finish_reason, result.tokens) == ("Let me see.", "tool_calls", first)
+    assert len(result.canvases) == 1
+    both = asked(talker, tools=TOOLS)
+    assert len(both.canvases) > 1 and (len(both.tool_calls) > 1 or both.text != result.text)
+
+
+def test_the_only_call_is_ended_by_the_mark_that_opens_another(talker, writes):
+    writes([*ids('<|tool_call>call:look{at:<|"|>it<|"|>}<|tool_call>call:listen{}<tool_call|>'), END])
+    result = asked(talker, tools=TOOLS, parallel_tool_calls=False)
+    assert [c.name for c in result.tool_calls] == ["look"] and result.finish_reason == "tool_calls"
+    assert result.tokens == ids('<|tool_call>call:look{at:<|"|>it<|"|>}')
+    assert len(asked(talker, tools=TOOLS).tool_calls) == 2
+
+
+def test_what_is_no_call_does_not_end_the_answer(talker, writes):
+    writes([*ids('<|tool_call> <tool_call|><|tool_call>call:look{at:<|"|>it<|"|>}<tool_call|>'), END])
+    (call,) = asked(talker, tools=TOOLS, parallel_tool_calls=False).tool_calls
+    assert call.arguments == {"at": "it"}
 
 
 def test_the_answer_is_not_cut_at_the_checkpoints_256_tokens(talker, writes):
@@ -205,6 +241,7 @@ def test_a_loop_ends_the_text_with_a_reason(talker, writes):
         ({"tools": [{"name": "x" * 500}], "tool_choice": "required"}, "a canvas has 64; shorten it"),
         ({"tools": TOOLS, "tool_choice": "look", "samples": 2}, "does not go with canvas and samples"),
         ({"tools": TOOLS, "tool_choice": "look", "canvas": "a{}"}, "does not go with canvas and samples"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls must be True or False"),
         ({"stop": "x"}, "stop must be a list of texts"),
         ({"stop": [""]}, "stop must be a list of texts"),
         ({"stop": [3]}, "stop must be a list of texts"),
