@@ -54,7 +54,7 @@ def create_app(service: Service, rules: Rules, *, is_metered: bool = False) -> G
     ]
     if is_metered:
         routes.append(Route("/metrics", surface.metrics))
-    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _unknown}
+    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _unknown, Exception: _failed}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), rules)
 
 
@@ -93,6 +93,11 @@ async def _unknown(request: Request, error: Exception) -> Response:
     path = request.url.path[:80]
     what = f"there is no {path!r} here" if error.status_code == 404 else f"{path!r} does not take {request.method}"
     return await _refused(request, Refused(error.status_code, what))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """An error of ours, of which the log has the rest."""
+    return await _refused(request, Refused(500, f"the server failed: {type(error).__name__}"))
 
 
 class _Surfaces:

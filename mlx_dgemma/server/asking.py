@@ -145,7 +145,7 @@ def take_draft(asked: Asked, body: Fields, service: Service) -> int:
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise prediction.wrong("content", "a text, or a list of parts that are")
-    ids = service.tokenizer.encode("".join(map(str, texts)), add_special_tokens=False)
+    ids = service.spelled("".join(map(str, texts)), "prediction")
     ids = ids[: service.engine.model.config.canvas_length]
     asked.plan = CanvasPlan(asked.plan.given, ids, asked.plan.noise, asked.seed)
     return len(ids)
@@ -155,5 +155,5 @@ def go_on(asked: Asked, service: Service) -> str:
     """Takes the last message for the beginning of the answer, clamped into the canvas; what it says."""
     text: str = asked.messages[-1]["content"]
     asked.messages = asked.messages[:-1]
-    asked.plan = CanvasPlan(service.tokenizer.encode(text, add_special_tokens=False), seed=asked.seed)
+    asked.plan = CanvasPlan(service.spelled(text, "the begun answer"), seed=asked.seed)
     return text

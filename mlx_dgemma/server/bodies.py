@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Collection
 from typing import Any, NoReturn
 
 from mlx_dgemma.server.errors import Refused
 
 DEPTH = 64  # of objects and arrays in a body
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # a body is UTF-8, so only an escape can be one
+HALVES = re.compile("[\ud800-\udfff]")
 LIST = 10_000  # entries of a list of messages, tools …
 
 
@@ -30,6 +32,8 @@ def parsed(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused(400, f"the body is a {_kind(value)}; give an object")
     _check_depth(value)
+    if HALF.search(body) and HALVES.search(json.dumps(value, ensure_ascii=False)):
+        raise Refused(400, "the body has half of a surrogate pair, which is no character; leave it out")
     return value
 
 
@@ -100,8 +104,8 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return None
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or not low <= value <= high:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:  # infinities and NaN are in no bounds
             raise self.wrong(name, f"a number from {low:g} to {high:g}")
         return float(value)
 
@@ -154,7 +158,8 @@ def texts_of(content: object, place: str, kinds: Collection[str] = ("text",)) ->
         raise Refused(400, f"{place} is no text and no list of parts", param=place)
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else _kind(part)
-        if not isinstance(kind, str) or kind not in kinds or not isinstance(part.get("text"), str):
+        is_text = isinstance(part, dict) and isinstance(kind, str) and kind in kinds
+        if not is_text or not isinstance(part.get("text"), str):
             raise Refused(
                 400, f"{place}: content of type {str(kind)[:40]!r} is not supported, only text is", param=place
             )

@@ -57,7 +57,7 @@ class Completion(Asking):
         within(asked, service)
         kept = ""
         if suffix:
-            ids = service.tokenizer.encode(suffix, add_special_tokens=False)[:SUFFIX]
+            ids = service.spelled(suffix, "suffix")[:SUFFIX]
             gap = min(asked.settings.pop("max_new_tokens", GAP), service.context // 2)
             asked.plan = CanvasPlan([*[None] * gap, *ids], seed=asked.seed)
             asked.settings["max_new_tokens"] = gap + len(ids)

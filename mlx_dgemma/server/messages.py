@@ -20,6 +20,8 @@ from mlx_dgemma.text.request import Message
 REASONS = {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens", "repetition": "max_tokens"}
 BILLING = "x-anthropic-billing-header"  # begins a text that differs in every request, and says nothing to the model
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+TEXT = {"type": "text", "text": "", "citations": None}
+NOWHERE = {"cache_creation": None, "inference_geo": None, "service_tier": "standard"}  # of usage, which has to have it
 PING = 'event: ping\ndata: {"type":"ping"}\n\n'
 
 
@@ -70,13 +72,13 @@ class Messages(Asking):
             end, reason = part.end, part.finish_reason or reason
         text = Behind(self.continues).add(text)
         content: list[dict[str, Any]] = [{"type": "thinking", "thinking": thought, "signature": ""}] * bool(thought)
-        content += [{"type": "text", "text": text}] * bool(text or not calls)
-        content += [{"type": "tool_use", "id": own.id, "name": own.name, "input": own.arguments} for own in calls]
+        content += [TEXT | {"text": text}] * bool(text or not calls)
+        content += [_tool_use(call, call.arguments) for call in calls]
         return {
             **self._head(answer),
             "content": content,
             **_stopped(reason, end),
-            "usage": self._usage(answer, end),
+            "usage": self._usage(answer, end) | NOWHERE,
             "diffusion": {} if end is None else end.about(),
         }
 
@@ -87,17 +89,20 @@ class Messages(Asking):
     def _head(self, answer: Answer) -> dict[str, Any]:
         return {
             "id": self.identity, "type": "message", "role": "assistant", "model": self.model, "content": [],
-            "stop_reason": None, "stop_sequence": None, "usage": self._usage(answer, None),
+            "stop_reason": None, "stop_sequence": None, "stop_details": None, "container": None,
+            "usage": self._usage(answer, None) | NOWHERE,
         }  # fmt: skip
 
     @staticmethod
-    def _usage(answer: Answer, end: End | None) -> dict[str, int]:
+    def _usage(answer: Answer, end: End | None) -> dict[str, Any]:
         cached = 0 if end is None else end.stats.cached_tokens
         return {
             "input_tokens": (answer.prompt_tokens[0] or 0) - cached,
             "cache_read_input_tokens": cached,
             "cache_creation_input_tokens": 0,
             "output_tokens": 0 if end is None else end.stats.tokens,
+            "output_tokens_details": {"thinking_tokens": 0 if end is None else end.stats.thought_tokens},
+            "server_tool_use": None,
         }
 
 
@@ -123,11 +128,11 @@ class Stream:
             yield from self._opened("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             yield self._delta({"type": "thinking_delta", "thinking": part.thought})
         if text:
-            yield from self._opened("text", {"type": "text", "text": ""})
+            yield from self._opened("text", TEXT)
             yield self._delta({"type": "text_delta", "text": text})
         for call in part.calls:
             yield from self._closed()
-            yield from self._opened("tool_use", {"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
+            yield from self._opened("tool_use", _tool_use(call, {}))
             arguments = json.dumps(call.arguments, ensure_ascii=False)
             yield self._delta({"type": "input_json_delta", "partial_json": arguments})
             yield from self._closed()
@@ -157,9 +162,14 @@ class Stream:
 
 def _stopped(reason: str, end: End | None) -> dict[str, str | None]:
     """Why the answer ended, and at which stop text."""
-    if reason == "stop" and end is not None and end.stop_text:
-        return {"stop_reason": "stop_sequence", "stop_sequence": end.stop_text}
-    return {"stop_reason": REASONS[reason], "stop_sequence": None}
+    text = end.stop_text if end is not None and reason == "stop" else ""
+    own = "stop_sequence" if text else REASONS[reason]
+    return {"stop_reason": own, "stop_sequence": text or None, "stop_details": None, "container": None}
+
+
+def _tool_use(call: ToolCall, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The block of a call."""
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments, "caller": {"type": "direct"}}
 
 
 def failed(error: Refused) -> str:

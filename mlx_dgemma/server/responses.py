@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_dgemma.server.answers import Answer, End, Part, Sketch
-from mlx_dgemma.server.asking import TOOLS, Asked, take_diffusion, take_sampling, within
-from mlx_dgemma.server.bodies import Fields, texts_of
+from mlx_dgemma.server.asking import Asked, take_diffusion, take_sampling, within
+from mlx_dgemma.server.bodies import Fields
 from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.items import Item, messages_of, take_tools, told_of
 from mlx_dgemma.server.service import THINKS, Service
 from mlx_dgemma.server.sse import data
 from mlx_dgemma.server.surface import Asking, named, streaming
 from mlx_dgemma.text.reply import ToolCall
-from mlx_dgemma.text.request import Message
 
-Item = dict[str, Any]
-TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+UNUSED = {  # what a response has to say of things that are not there
+    "previous_response_id": None, "store": False, "background": False, "truncation": "disabled", "top_logprobs": 0,
+    "presence_penalty": 0, "frequency_penalty": 0, "max_tool_calls": None, "service_tier": "default",
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -45,21 +48,20 @@ class Response(Asking):
             raise Refused(
                 400, "nothing is kept between requests: send the whole conversation as input, and wait for it"
             )
-        messages = _messages(fields)
+        messages = messages_of(fields)
         instructions = fields.text("instructions")
         asked = Asked([{"role": "system", "content": instructions}] * bool(instructions) + messages)
         take_sampling(asked, fields, "max_output_tokens")
         effort = fields.fields("reasoning")
         wanted = None if effort is None else effort.text("effort")
         asked.thinking = model.endswith(THINKS) or (service.can_think and wanted not in (None, "none", "minimal"))
-        _take_tools(asked, fields)
+        take_tools(asked, fields)
         text = fields.fields("text")
         form = None if text is None else text.fields("format")
         asked.response_format = None if form is None else form.values
         take_diffusion(asked, fields)
         within(asked, service)
-        told = {name: body.get(name) for name in ("instructions", "metadata", "tools", "tool_choice", "temperature")}
-        return cls(service=service, model=model, asked=asked, told=told, **streaming(fields))
+        return cls(service=service, model=model, asked=asked, told=told_of(fields), **streaming(fields))
 
     def whole(self, parts: Iterable[Part], answer: Answer) -> Item:
         """The whole answer."""
@@ -75,13 +77,11 @@ class Response(Asking):
 
     def response(self, status: str, output: list[Item], usage: Item | None) -> Item:
         """The response object."""
-        told = self.told
         return {
-            "id": self.identity, "object": "response", "created_at": self.created, "status": status, "error": None,
+            **UNUSED, **self.told, "id": self.identity, "object": "response", "created_at": self.created,
+            "completed_at": int(time.time()) if status == "completed" else None, "status": status, "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "model": self.model, "output": output, "usage": usage, "instructions": told["instructions"],
-            "metadata": told["metadata"] or {}, "tools": told["tools"] or [], "temperature": told["temperature"],
-            "tool_choice": told["tool_choice"] or "auto", "top_p": None, "previous_response_id": None, "store": False,
+            "model": self.model, "output": output, "usage": usage,
             "parallel_tool_calls": self.asked.parallel_tool_calls,
             "max_output_tokens": self.asked.settings.get("max_new_tokens"),
         }  # fmt: skip
@@ -205,62 +205,3 @@ def failed(error: Refused) -> str:
 
 def _logprobs(kind: str) -> Item:
     return {"logprobs": []} if kind == "message" else {}
-
-
-def _messages(fields: Fields) -> list[Message]:
-    """The conversation: a text, or items."""
-    given = fields.values.get("input")
-    if isinstance(given, str) and given:
-        return [{"role": "user", "content": given}]
-    items = fields.items("input")
-    if not items:
-        raise Refused(400, "input is missing; give a text, or a list of items", param="input")
-    made = list[Message]()
-    for number, item in enumerate(items):
-        _add(made, item, f"input[{number}]")
-    return made
-
-
-def _add(made: list[Message], item: object, place: str) -> None:
-    """An item joins the messages; calls join the assistant's turn that they belong to."""
-    if not isinstance(item, dict):
-        raise Refused(400, f"{place} is no object", param=place)
-    kind = item.get("type") or "message"
-    if kind == "message":
-        made.append({"role": item.get("role"), "content": _text(item.get("content"), place)})
-    elif kind == "reasoning":
-        made.append({"role": "assistant", "reasoning": _text(item.get("content") or item.get("summary") or [], place)})
-    elif kind in ("function_call", "custom_tool_call"):
-        arguments = item.get("arguments") if kind == "function_call" else {"input": item.get("input")}
-        call = {"id": item.get("call_id"), "function": {"name": item.get("name"), "arguments": arguments}}
-        if not made or made[-1].get("role") != "assistant":
-            made.append({"role": "assistant"})
-        made[-1].setdefault("tool_calls", []).append({"type": "function", **call})
-    elif kind in ("function_call_output", "custom_tool_call_output"):
-        output = item.get("output")
-        content = output if isinstance(output, str) else _text(output, place)
-        made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
-    else:
-        raise Refused(400, f"{place}: items of type {str(kind)[:40]!r} are not supported", param=place)
-
-
-def _text(content: object, place: str) -> str:
-    """The texts of a content."""
-    return "\n".join(texts_of(content, place, TEXTS))
-
-
-def _take_tools(asked: Asked, fields: Fields) -> None:
-    """Functions, also those in namespaces; tools that OpenAI's servers would run are left out."""
-    for number, tool in enumerate(fields.items("tools", TOOLS) or []):
-        if not isinstance(tool, dict):
-            raise Refused(400, f"tools[{number}] is no object", param="tools")
-        inside = tool.get("tools") if tool.get("type") == "namespace" else [tool]
-        for own in inside if isinstance(inside, list) else []:
-            if isinstance(own, dict) and own.get("type") == "function":
-                asked.tools.append({"type": "function", "function": {k: v for k, v in own.items() if k != "type"}})
-    asked.parallel_tool_calls = fields.flag("parallel_tool_calls") is not False
-    choice = fields.values.get("tool_choice")
-    name = choice.get("name") if isinstance(choice, dict) else choice
-    if name is not None and not isinstance(name, str):
-        raise fields.wrong("tool_choice", "auto, none, required or a function's name")
-    asked.tool_choice = name if name is not None and asked.tools else "auto"

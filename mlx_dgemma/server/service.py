@@ -12,10 +12,10 @@ from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import host
 from mlx_dgemma.server.answers import Answer
-from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.errors import Refused, refusal
 from mlx_dgemma.server.worker import Worker
 from mlx_dgemma.text.engine import Engine
-from mlx_dgemma.text.prompts import prompt_ids
+from mlx_dgemma.text.prompts import encode, prompt_ids
 from mlx_dgemma.text.request import Message, Request
 
 THINKS = ":think"  # behind a model's name, for clients that have no field for it
@@ -75,6 +75,17 @@ class Service:
                 code="model_not_found",
             )  # fmt: skip
         return model
+
+    def spelled(self, text: str, what: str) -> list[int]:
+        """Token ids of a text that stands in the answer; control tokens that it spells out are text.
+
+        Raises:
+            Refused: characters that the tokenizer does not know; `what` names the text.
+        """
+        try:
+            return encode(self.tokenizer, text, what, plain=True)
+        except DGemmaError as error:
+            raise refusal(error) from None
 
     def answer(self, requests: Sequence[Request], *, drafts: bool = False) -> Answer:
         """Begins to answer; see `Answer`."""
