@@ -26,6 +26,7 @@ from mlx_dgemma.server.service import Service
 from mlx_dgemma.server.sketches import shown
 from mlx_dgemma.server.sse import DONE, data
 from mlx_dgemma.server.surface import Asking, streaming
+from mlx_dgemma.text.decoding import BYTE
 from mlx_dgemma.text.reply import ToolCall
 
 REASONS = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "repetition": "length"}
@@ -244,5 +245,7 @@ def logprobs(service: Service, part: Part) -> list[dict[str, Any]]:
     made = []
     for token, log_p in zip(part.tokens, part.log_p, strict=True):
         text = service.tokenizer.decode([token], skip_special_tokens=False)
-        made.append({"token": text, "logprob": log_p, "bytes": list(text.encode()), "top_logprobs": []})
+        byte = BYTE.fullmatch(service.tokenizer.convert_ids_to_tokens([token])[0])  # of a character in several tokens
+        data = list(text.encode()) if byte is None else [int(byte[1], 16)]
+        made.append({"token": text, "logprob": log_p, "bytes": data, "top_logprobs": []})
     return made

@@ -47,7 +47,8 @@ def test_whole_answers(talking, says, published, words):
     [
         {"text": {"format": {"type": "json_object"}}},
         {"text": {"format": FORM}, "temperature": 0.3, "top_p": 0.9},
-        {"metadata": {"a": "b"}, "reasoning": {"effort": "low"}, "safety_identifier": "u", "prompt_cache_key": None, "temperature": None},
+        {"metadata": {"a": "b"}, "reasoning": {"effort": "low"}, "temperature": None},
+        {"safety_identifier": "u", "prompt_cache_key": None, "top_p": None},
     ],
 )  # fmt: skip
 def test_what_a_response_repeats(server, published, more):
