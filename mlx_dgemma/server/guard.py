@@ -103,14 +103,15 @@ def _check_length(headers: dict[str, str]) -> None:
 
 def _limited(receive: Receive) -> Receive:
     """Receives a body up to its limits, and whatever comes behind it without any."""
-    read, is_over = 0, False
+    read, is_over, deadline = 0, False, asyncio.get_running_loop().time() + SLOW
 
     async def limited() -> Message:
         nonlocal read, is_over
         if is_over:
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), SLOW)
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
         except TimeoutError:
             raise Refused(408, f"the body took longer than {SLOW:g} seconds") from None
         read += len(message.get("body", b""))

@@ -23,6 +23,7 @@ from mlx_dgemma.text.prefixes import PrefixStore
 
 HEAD = 10.0  # seconds that a request's head may take to arrive
 HEADERS = 64 << 10  # bytes of them
+STALLED = 60.0  # seconds in which a reader takes nothing of what waits for it
 CONNECTIONS = 256
 DRAIN = 20  # seconds that running answers get when the server is told to stop
 
@@ -124,9 +125,10 @@ def _log(*, quiet: bool) -> None:
 
 
 class Patient(H11Protocol):
-    """Waits only so long for a request's head: whoever sends a byte now and then would hold a connection forever."""
+    """Waits only so long for a head, and for a reader that takes nothing: both would hold a connection forever."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a socket
         super().connection_made(transport)
@@ -139,8 +141,17 @@ class Patient(H11Protocol):
         elif self._deadline is None:
             self._expect()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._read_on()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._unexpect()
+        self._read_on()
         super().connection_lost(exc)
 
     def _expect(self) -> None:
@@ -150,6 +161,11 @@ class Patient(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _read_on(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _give_up(self) -> None:
         self._deadline = None

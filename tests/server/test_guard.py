@@ -1,16 +1,19 @@
 """Who is let in, how much is taken, and how the command ends."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from mlx_dgemma.server import guard, serving
+from tests.server.test_chat import SLOWLY
 
 PATH = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "roman 1994"}], "seed": 1}
@@ -129,6 +132,62 @@ def test_a_body_that_never_comes_is_not_waited_for(server, monkeypatch):
         client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n".encode())
         client.settimeout(5)
         assert b" 408 " in client.recv(2000)
+
+
+def test_a_body_that_comes_in_drops_has_no_longer(server, monkeypatch):
+    monkeypatch.setattr(guard, "SLOW", 0.5)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n".encode())
+        client.settimeout(0.05)
+        began, answer = time.monotonic(), b""
+        while not answer and time.monotonic() - began < 5:
+            client.sendall(b" ")
+            with suppress(TimeoutError):
+                answer = client.recv(2000)
+        assert b" 408 " in answer and time.monotonic() - began < 2
+
+
+def test_a_reader_that_takes_nothing_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(serving, "STALLED", 0.3)
+    body = json.dumps(SLOWLY | {"stream": True, "diffusion": SLOWLY["diffusion"] | {"drafts": "tokens"}})
+    server.bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
+    connections = server.server.server_state.connections
+    before = set(connections)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        assert until(lambda: server.service.worker.waiting and connections - before)
+        server.bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert until(lambda: not connections - before)
+    server.idle(10)
+
+
+def until(is_so, seconds=15):
+    """Waits for something; whether it came to be."""
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.02)
+    return is_so()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_socket_that_is_half_closed_holds_nothing(server, stream):
+    body = json.dumps(SLOWLY | {"stream": stream})
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        assert until(lambda: server.service.worker.waiting)
+        client.shutdown(socket.SHUT_WR)
+        server.idle(5)
+        client.settimeout(5)
+        while client.recv(4096):
+            pass
+    with socket.create_connection(("127.0.0.1", server.port)) as client:  # in the middle of a body
+        client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{{".encode())
+        client.shutdown(socket.SHUT_WR)
+        client.settimeout(5)
+        client.recv(4096)
+    assert server.post(PATH, ASK).status_code == 200
 
 
 def test_a_head_that_never_ends_is_not_waited_for(server, monkeypatch):
