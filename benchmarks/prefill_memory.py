@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from benchmarks.models import config_dict, write_random
 from mlx_dgemma import GenerationConfig, load
-from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.canvas import denoise_canvas
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.model.prefill import prefill
 

@@ -24,7 +24,8 @@ from benchmarks.models import SMALL_TEXT, config_dict, write_random
 from benchmarks.rivals import MlxVlm
 from mlx_dgemma import GenerationConfig, load
 from mlx_dgemma.diffusion import sampling
-from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.canvas import denoise_canvas
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.vocabulary import Query
 from mlx_dgemma.model import cpu, fused

@@ -6,7 +6,8 @@ its tokens; damaged weights and wrong kernels do not, however fluent they are.
 
 from dataclasses import dataclass
 
-from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.canvas import denoise_canvas
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.vocabulary import Query
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import host, memory

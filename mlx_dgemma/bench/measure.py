@@ -12,7 +12,8 @@ from mlx_dgemma.bench.environment import environment
 from mlx_dgemma.bench.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
 from mlx_dgemma.checkpoint.headers import by_target, read_headers
 from mlx_dgemma.checkpoint.loading import resolve
-from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.canvas import denoise_canvas
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.vocabulary import Query, predict

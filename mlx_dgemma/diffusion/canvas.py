@@ -1,42 +1,29 @@
 """Block diffusion: `denoise_canvas` refines one canvas, `generate_canvases` stitches canvases onto the prefix.
 
-Both are generators of typed events over token ids; they know nothing of text or terminals.
+Both are generators of typed events over token ids; they know nothing of text or terminals. `refine` and `stitch` are
+the same for who shares forward passes with others (see `denoiser`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 import mlx.core as mx
 
 from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.denoiser import Begun, Denoiser, Forward, ModelDenoiser, Pause, alone, pauses
 from mlx_dgemma.diffusion.noise import Noise, Rows
 from mlx_dgemma.diffusion.sampling import Sampler
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.diffusion.strategies import EarlierStep, Step
-from mlx_dgemma.diffusion.vocabulary import EmbeddingTable, Prediction, Query, SoftRows, predict
+from mlx_dgemma.diffusion.vocabulary import Prediction, Query, SoftRows
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import cpu, host, memory
-from mlx_dgemma.model.cache import Buffers, PrefixCache
+from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.model.prefill import prefill
-
-Begun = TypeVar("Begun")  # a forward pass whose graph is built
-
-
-class Denoiser(Protocol[Begun]):
-    """What proposes tokens: the model over a prefix, or a stand-in of a test."""
-
-    def begin(self, canvas: mx.array, soft: mx.array | None) -> Begun:
-        """The forward pass over ids (B, C) and the previous soft embeddings, as a graph; nothing is computed yet."""
-
-    def finish(self, begun: Begun, query: Query) -> Prediction:
-        """Answers a query about a forward pass that was begun."""
-
-    def cancel(self) -> None:
-        """The last forward pass that was begun will not be finished; nothing to do if it was."""
+from mlx_dgemma.model.prefill import chunks
 
 
 @dataclass(frozen=True)
@@ -101,26 +88,34 @@ def denoise_canvas(
     Raises:
         DGemmaError: the model's output is not a number, or a strategy gave a wrong answer.
     """
+    return alone(refine(denoiser, config, noise, shape, canvas_index, steering))
+
+
+def refine(
+    denoiser: Denoiser[Begun], config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
+    canvas_index: int = 0, steering: Steering | None = None,
+) -> Generator[Forward[Begun] | DenoisingStep, None, None]:  # fmt: skip
+    """`denoise_canvas`, whose passes somebody else answers; none is ahead of the events that was not begun in time."""
     canvas = _Canvas(denoiser, config, noise, shape, canvas_index, steering or Steering(None, None))
     if canvas.steering.is_complete:
         return
-    pending = canvas.submit(denoiser.begin(canvas.tokens, None), config.max_denoising_steps)
-    is_eager = not cpu.on_cpu()
+    pending = yield from canvas.submit(Forward(denoiser, canvas.tokens, None), config.max_denoising_steps)
     while pending.step.remaining > 1:
-        ahead, is_taken = denoiser.begin(canvas.tokens, canvas.soft), False
+        ahead = Forward(denoiser, canvas.tokens, canvas.soft)
         try:
+            yield ahead
             event = pending.read()
             canvas.learn(event, pending.groups)
+            is_eager = ahead.is_begun and not cpu.on_cpu()
             if is_eager and not event.finished:
-                pending, is_taken = canvas.submit(ahead, event.remaining - 1), True
+                pending = yield from canvas.submit(ahead, event.remaining - 1)
             yield event
             if event.finished:
                 return
             if not is_eager:
-                pending, is_taken = canvas.submit(ahead, event.remaining - 1), True
+                pending = yield from canvas.submit(ahead, event.remaining - 1)
         finally:
-            if not is_taken:
-                denoiser.cancel()
+            ahead.cancel()
     yield pending.read()
 
 
@@ -141,14 +136,16 @@ class _Canvas(Generic[Begun]):
         self.sampler = Sampler.of(config)
         self.earlier: tuple[EarlierStep, ...] = ()
 
-    def submit(self, begun: Begun, remaining: int) -> "_Pending":
+    def submit(self, forward: Forward[Begun], remaining: int) -> Generator[Forward[Begun], None, "_Pending"]:
         """One denoising step, as in the paper's paragraph; starts it and does not wait."""
         sampler, steering = self.sampler, self.steering
         # 1. the tempered distribution
         temperature = sampler.temperature_at(remaining, self.config.max_denoising_steps)
         u = self.noise.uniform() if sampler.choice.draws else None
-        query = Query(temperature, u, remaining > 1, self.config.soft_embedding_cutoff, self.rows)
-        prediction = self.denoiser.finish(begun, query)
+        forward.query = Query(temperature, u, remaining > 1, self.config.soft_embedding_cutoff, self.rows)
+        yield forward
+        prediction = forward.prediction
+        assert prediction is not None  # whoever drives answers before it goes on
         step = self._step(prediction, remaining, temperature)
         # 2. proposal, 3. acceptance, 4. the next canvas
         proposal, accepted = sampler.propose(step), steering.keep_given(sampler.accept(step))
@@ -233,6 +230,14 @@ def generate_canvases(
     `steerings` steer the first canvases, one each. Ends after `max_canvases`, or when the positions run out; the caller
     closes the generator to stop earlier (at a stop token, say).
     """
+    return alone(stitch(model, cache, config, noise, max_canvases, batch, steerings))
+
+
+def stitch(
+    model: DiffusionGemma, cache: PrefixCache, config: GenerationConfig, noise: Noise | Sequence[Noise],
+    max_canvases: int, batch: int = 1, steerings: Sequence[Steering] = (),
+) -> Generator[Pause | DenoisingStep | CommittedCanvas, None, None]:  # fmt: skip
+    """`generate_canvases`, whose passes somebody else answers."""
     with memory.wired(model.nbytes + cache.nbytes):
         yield from _stitch(model, cache, config, noise, (batch, model.config.canvas_length), max_canvases, steerings)
 
@@ -240,15 +245,16 @@ def generate_canvases(
 def _stitch(
     model: DiffusionGemma, cache: PrefixCache, config: GenerationConfig, noise: Noise | Sequence[Noise],
     shape: tuple[int, int], max_canvases: int, steerings: Sequence[Steering],
-) -> Iterator[DenoisingStep | CommittedCanvas]:  # fmt: skip
+) -> Generator[Pause | DenoisingStep | CommittedCanvas, None, None]:  # fmt: skip
     denoiser = ModelDenoiser(model, cache)
     for index in range(max_canvases):
         if cache.length + shape[1] > model.config.max_position_embeddings:
             return
         steering = steerings[index] if index < len(steerings) else None
         step: DenoisingStep | None = None
-        for step in denoise_canvas(denoiser, config, noise, shape, index, steering):
-            yield step
+        for event in refine(denoiser, config, noise, shape, index, steering):
+            step = event if isinstance(event, DenoisingStep) else step
+            yield event
         if step is not None:
             draft = step.draft
         else:
@@ -257,27 +263,4 @@ def _stitch(
         mx.clear_cache()  # buffers of this canvas's sizes; the next prefix is longer, or there is none
         yield CommittedCanvas(index, draft, step.step if step else 0)
         if index + 1 < max_canvases:
-            prefill(model, draft, cache)
-
-
-class ModelDenoiser:
-    """The model over a prefix, asked through the vocabulary stage, so that whole logits are never made."""
-
-    def __init__(self, model: DiffusionGemma, cache: PrefixCache):
-        self.model, self.cache = model, cache
-        embedding = model.model.decoder.embed_tokens
-        self.table = EmbeddingTable(embedding, model.embedding_scale, model.config.final_logit_softcapping)
-        self._before: list[Buffers] = []
-
-    def begin(self, canvas: mx.array, soft: mx.array | None) -> mx.array:
-        self._before = self.cache.snapshot()
-        return self.model.denoise_hidden(canvas, [self.cache], soft)
-
-    def finish(self, begun: mx.array, query: Query) -> Prediction:
-        self._before = []  # or the prefix, held twice, would be copied
-        return predict(begun, self.table, query)
-
-    def cancel(self) -> None:
-        if self._before:
-            self.cache.restore(self._before)
-        self._before = []
+            yield from pauses(chunks(model, draft, cache))

@@ -54,7 +54,7 @@ class Query:
     """What a denoising step asks of the vocabulary.
 
     Attributes:
-        temperature: divides the logits.
+        temperature: divides the logits; one of each row, (B, 1, 1), where they differ.
         u: uniform floats (B, C) for the draw; None takes the argmax as proposal.
         wants_soft: whether soft embeddings are needed, which they are unless this is the last step.
         cutoff: nats; ids less likely than exp(−cutoff) times their row's likeliest need not count in soft embeddings.
@@ -62,7 +62,7 @@ class Query:
         rows: which positions still get all ids under a cutoff; None means all.
     """
 
-    temperature: float
+    temperature: float | mx.array
     u: mx.array | None
     wants_soft: bool
     cutoff: float | None = None

@@ -82,10 +82,10 @@ def score_rows(length: int, row_bytes: int) -> int:
 
 
 @contextmanager
-def bounded_workspace() -> Iterator[None]:
+def bounded_workspace(rows: int = 1) -> Iterator[None]:
     """Bounds what an evaluation allocates beyond what is alive; on a GPU command buffers of 50 MB bound the same."""
     if not on_cpu():
         yield
         return
-    with _LIMIT.held(mx.get_active_memory() + WORKSPACE_BYTES):
+    with _LIMIT.held(mx.get_active_memory() + rows * WORKSPACE_BYTES):
         yield

@@ -19,9 +19,9 @@ _WIRED = SharedLimit(lambda nbytes: mx.set_wired_limit(nbytes))
 _wires = True
 
 
-def start(arrays: list[mx.array]) -> None:
-    """Begins to evaluate; returns when all is queued."""
-    with cpu.bounded_workspace():
+def start(arrays: list[mx.array], *, rows: int = 1) -> None:
+    """Begins to evaluate what so many texts wait for; returns when all is queued."""
+    with cpu.bounded_workspace(rows):
         mx.async_eval(arrays)
 
 

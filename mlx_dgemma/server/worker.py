@@ -172,7 +172,7 @@ class Worker:
             return
         finally:
             self._ready.set()
-        scheduler = Scheduler(self._engine, max_rows=self.max_rows, context=self.context)
+        scheduler = Scheduler(self._engine.prepare, max_rows=self.max_rows, context=self.context)
         try:
             while not self._stops:
                 self._take_in(scheduler, self._engine)

@@ -6,7 +6,7 @@ print(engine.generate(Request("Why is the sky blue?", seed=7)).text)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from mlx_dgemma.text.prefixes import PrefixStore
 from mlx_dgemma.text.request import Request
 from mlx_dgemma.text.run import Run, prepare
 from mlx_dgemma.text.samples import stream_batch
+from mlx_dgemma.text.scheduler import MAX_ROWS, stream_many
 from mlx_dgemma.text.score import Score, score_text
 from mlx_dgemma.text.turns import Turns
 
@@ -81,6 +82,23 @@ class Engine:
     def generate(self, request: Request) -> GenerationResult:
         """Like `stream`, all at once."""
         return collect(event for event in self.stream(request) if isinstance(event, TextCanvas))
+
+    def stream_many(
+        self, requests: Iterable[Request], *, max_rows: int = MAX_ROWS
+    ) -> Iterator[tuple[int, DenoisingStep | TextCanvas | DGemmaError]]:
+        """Writes many texts, several at a time: rows of one batch, each with its own prompt, settings and seed.
+
+        Each text is what `generate` gives, up to the rounding of larger products. They end in any order.
+
+        Args:
+            requests: asked for one after another, as rows become free.
+            max_rows: texts that are written at a time; fewer where memory would not do.
+
+        Yields:
+            The number of a request, from 0, and an event of its text; the last canvas has a `finish_reason`. Or the
+            error of a request that cannot be answered, beside which the others go on.
+        """
+        return stream_many(self.prepare, requests, max_rows)
 
     def stream_samples(self, request: Request) -> Iterator[DenoisingStep | Sample]:
         """The denoising steps of all samples as they happen, then the samples, best first.

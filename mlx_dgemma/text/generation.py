@@ -1,40 +1,48 @@
 """One text: canvases as they are denoised, and as text when they are committed."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, stitch
+from mlx_dgemma.diffusion.denoiser import Pause, alone, pauses
 from mlx_dgemma.diffusion.steering import steerings
 from mlx_dgemma.model import host, memory
-from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.model.prefill import chunks
 from mlx_dgemma.text.choose import likeliest
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.forced import opening_of
 from mlx_dgemma.text.reply import MARKS
-from mlx_dgemma.text.run import Run
+from mlx_dgemma.text.run import Prefix, Run
 from mlx_dgemma.text.structured import StructuredWriter
 from mlx_dgemma.text.transcript import Committed, Transcript
+
+Written = Generator[Pause | DenoisingStep | TextCanvas, None, None]
 
 
 def stream_text(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
     """One event per denoising step and one per committed canvas, as they happen."""
+    return alone(write(run))
+
+
+def write(run: Run) -> Written:
+    """`stream_text`, which gives way to others between chunks of prefill, and whose passes somebody else answers."""
     with memory.explained():
-        yield from _Writer(run).events()
+        prefix = yield from run.encode()
+        yield from _Writer(run, prefix).events()
 
 
 class _Writer:
     """Writes one text over one prefix."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, prefix: Prefix):
         self.run = run
-        prefix = run.prefix()
         self.cache, self.noise, self.transcript = prefix.cache, run.noise(), Transcript(run, prefix)
         self.steerings = run.steerings
         self.canvases, self.is_done = 0, False
 
-    def events(self) -> Iterator[DenoisingStep | TextCanvas]:
+    def events(self) -> Written:
         """A call that has to be made is opened behind the thought; then the text is written to its end."""
         if (self.run.callable or self.run.form) and self.run.request.thinking:
             yield from self._write(thought_only=True)
@@ -62,15 +70,18 @@ class _Writer:
         openings = [opening_of(self.run.tokenizer, name) for name in self.run.callable]
         return openings[likeliest(self.run, self.cache, openings) if len(openings) > 1 else 0]
 
-    def _write(self, *, thought_only: bool = False) -> Iterator[DenoisingStep | TextCanvas]:
+    def _write(self, *, thought_only: bool = False) -> Written:
         """Canvas after canvas, to the text's end; or to the end of the thought, where the prefix then ends."""
         run, last, first = self.run, None, self.canvases
         most = run.max_canvases - first
-        for event in generate_canvases(run.model, self.cache, run.settings, self.noise, most, steerings=self.steerings):
+        for event in stitch(run.model, self.cache, run.settings, self.noise, most, steerings=self.steerings):
             if isinstance(event, DenoisingStep):
                 last = event
                 with self.transcript.clock.paused():
                     yield replace(event, canvas_index=first + event.canvas_index) if first else event
+                continue
+            if not isinstance(event, CommittedCanvas):
+                yield event
                 continue
             committed = _committed(event, last)
             end = self.transcript.thought_end(committed) if thought_only else None
@@ -80,7 +91,7 @@ class _Writer:
             canvas = self.transcript.add(committed, is_last=is_last, end=end)
             self.canvases, self.is_done = self.canvases + 1, canvas.finish_reason is not None
             if end is not None and not self.is_done:
-                prefill(run.model, mx.array([committed.tokens[:end]]), self.cache)
+                yield from pauses(chunks(run.model, mx.array([committed.tokens[:end]]), self.cache))
             with self.transcript.clock.paused():
                 yield canvas
             if self.is_done or end is not None:

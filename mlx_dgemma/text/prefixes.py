@@ -8,18 +8,19 @@ Ids are integers that name what was read: of tokens, and of whatever else takes 
 """
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import mlx.core as mx
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
+from mlx_dgemma.diffusion.denoiser import Pause, finished, pauses
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import Held, PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.model.prefill import chunks
 
 MOST = 2 << 30  # bytes, of a budget that was not given
 SHORT = 1024  # tokens: what is shorter, and was never used again, goes first
@@ -101,11 +102,17 @@ class PrefixStore:
         Raises:
             DGemmaError: another model than before.
         """
+        return finished(self.encode(model, ids, ends))
+
+    def encode(
+        self, model: DiffusionGemma, ids: Sequence[int], ends: Collection[int]
+    ) -> Generator[Pause, None, tuple[PrefixCache, int]]:  # fmt: skip
+        """`prefix`, which gives way to others between chunks."""
         cache, kept = self._restored(model, ids)
         cached = cache.length
         for end in sorted({*ends, len(ids)}):
             if end > cache.length:
-                prefill(model, mx.array([list(ids[cache.length : end])]), cache)
+                yield from pauses(chunks(model, mx.array([list(ids[cache.length : end])]), cache))
             if end == cache.length and end in ends:
                 kept[end] = _windows(cache)
         self._keep(Entry(tuple(ids), _full(cache), _last(kept)), model)

@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
+from mlx_dgemma.diffusion.denoiser import Pause, finished, pauses
 from mlx_dgemma.diffusion.noise import Noise, SeededNoise
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering, steerings
@@ -16,7 +17,7 @@ from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.model.prefill import chunks
 from mlx_dgemma.text.forced import callable_names, opening_of
 from mlx_dgemma.text.formats import Format, format_of, with_form
 from mlx_dgemma.text.grammar import fixed_texts
@@ -81,12 +82,17 @@ class Run:
 
     def prefix(self) -> Prefix:
         """The prompt, encoded, as far as it was not remembered."""
+        return finished(self.encode())
+
+    def encode(self) -> Generator[Pause, None, Prefix]:
+        """`prefix`, which gives way to others between chunks."""
         began, cached = time.perf_counter(), 0
         if self.prefixes is None:
             cache = self.model.make_cache()
-            prefill(self.model, mx.array([self.ids]), cache)
+            yield from pauses(chunks(self.model, mx.array([self.ids]), cache))
         else:
-            cache, cached = self.prefixes.prefix(self.model, self.ids, turn_ends(self.tokenizer, self.ids))
+            ends = turn_ends(self.tokenizer, self.ids)
+            cache, cached = yield from self.prefixes.encode(self.model, self.ids, ends)
         return Prefix(cache, time.perf_counter() - began, cached)
 
     def keep_turn(self, reply: Sequence[int], calls: Sequence[ToolCall]) -> None:

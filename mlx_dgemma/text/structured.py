@@ -7,10 +7,11 @@ is not allowed is denoised a few times, and then read token by token among those
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
-from mlx_dgemma.diffusion.canvas import DenoisingStep, generate_canvases
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, stitch
+from mlx_dgemma.diffusion.denoiser import Pause
 from mlx_dgemma.diffusion.noise import Noise
 from mlx_dgemma.diffusion.steering import steerings
 from mlx_dgemma.errors import DGemmaError
@@ -48,7 +49,7 @@ class StructuredWriter:
         self.dead: set[str] = set()  # beginnings that nothing goes on with
         self.pardoned: list[tuple[String | Number, object]] = []  # values that no attempt made right
 
-    def events(self) -> Iterator[DenoisingStep | TextCanvas]:
+    def events(self) -> Generator[Pause | DenoisingStep | TextCanvas, None, None]:
         """The denoising steps of every attempt, and the canvases that are committed.
 
         Raises:
@@ -76,7 +77,7 @@ class StructuredWriter:
                 self._tell(_EARLY[canvas.finish_reason])
             yield replace(canvas, fault=self.fault) if canvas.finish_reason else canvas
 
-    def _go_on(self, state: Read) -> Iterator[DenoisingStep]:
+    def _go_on(self, state: Read) -> Iterator[Pause | DenoisingStep]:
         """Makes the answer longer, or notes a failure."""
         begins = _begins(state)
         has_failed = self.failures[begins] >= RETRIES
@@ -125,20 +126,22 @@ class StructuredWriter:
                 return text
             text = then.text + then.options[0]
 
-    def _denoise(self, state: Read) -> Iterator[DenoisingStep]:
+    def _denoise(self, state: Read) -> Iterator[Pause | DenoisingStep]:
         """Denoises what follows, and takes as much of it as is an answer."""
         given = self.answer.clamped(is_open=state.in_string)
         config = self.run.model.config
         steered = steerings(given, (), 0.0, 0, config.canvas_length, config.vocab_size)
         last, tokens = None, list[int]()
-        for event in generate_canvases(self.run.model, self.cache, self.run.settings, self.noise, 1, steerings=steered):
+        for event in stitch(self.run.model, self.cache, self.run.settings, self.noise, 1, steerings=steered):
             if isinstance(event, DenoisingStep):
                 last = event
                 with self.answer.transcript.clock.paused():
                     yield replace(event, canvas_index=self.answer.canvases)
-            else:
+            elif isinstance(event, CommittedCanvas):
                 tokens = host.ints(event.tokens[0])
                 self.answer.steps += event.steps
+            else:
+                yield event
         text, ended = self.spelling.behind(given, tokens)
         draft = Canvas(tokens, host.floats(last.log_p[0]), host.floats(last.entropy[0])) if last else None
         self.last = state.text + text, ended

@@ -9,7 +9,9 @@ import pytest
 
 from mlx_dgemma import DGemmaError, GenerationConfig, generate_text, load
 from mlx_dgemma.diffusion import canvas as loop
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, ModelDenoiser, denoise_canvas, generate_canvases
+from mlx_dgemma.diffusion import denoiser as passes
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, denoise_canvas, generate_canvases
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.prefill import prefill
@@ -350,8 +352,8 @@ def test_weights_that_leave_too_little_are_warned_of(monkeypatch, gigabytes, tol
 def test_a_cutoff_makes_sure_positions_sparse_from_the_second_step_on(monkeypatch):
     from mlx_dgemma import load, stream_generate
 
-    queries, predict = [], loop.predict
-    monkeypatch.setattr(loop, "predict", lambda h, t, query: queries.append(query) or predict(h, t, query))
+    queries, predict = [], passes.predict
+    monkeypatch.setattr(passes, "predict", lambda h, t, query: queries.append(query) or predict(h, t, query))
     model, tokenizer = load()
     texts = []
     for cutoff in (None, 10.0):

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma import GenerationConfig
-from mlx_dgemma.diffusion.canvas import ModelDenoiser, denoise_canvas
+from mlx_dgemma.diffusion.canvas import denoise_canvas
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.model import cpu, scores
 from mlx_dgemma.model.prefill import prefill

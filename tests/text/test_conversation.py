@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.models import config_dict, write_random
 from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
-from mlx_dgemma.diffusion.canvas import ModelDenoiser
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.reply import ToolCall, parse_reply

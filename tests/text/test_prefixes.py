@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.models import config_dict, write_random
 from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Request, load
-from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.model.prefill import chunks, prefill
 from mlx_dgemma.text import prefixes
 from mlx_dgemma.text.prefixes import PrefixStore, common, turn_ends
 from tests.text.gemma import gemma_tokenizer
@@ -38,9 +38,9 @@ class Watched:
 
         def watched(model, tokens, cache):
             self.parts.append(tokens[0].tolist())
-            prefill(model, tokens, cache)
+            return chunks(model, tokens, cache)
 
-        monkeypatch.setattr(prefixes, "prefill", watched)
+        monkeypatch.setattr(prefixes, "chunks", watched)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.schemas import Schemas
 from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request
-from mlx_dgemma.diffusion.canvas import DenoisingStep, ModelDenoiser
+from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.text import structured
 from mlx_dgemma.text.events import TextCanvas
@@ -38,7 +39,7 @@ def form(schema, strict=True):
 def writes(monkeypatch, engine):
     """Makes the model go on with these texts, one an attempt; the attempts' clamped texts."""
     size, canvas = engine.model.config.vocab_size, engine.model.config.canvas_length
-    original, tokenizer = structured.generate_canvases, engine.tokenizer
+    original, tokenizer = structured.stitch, engine.tokenizer
 
     def script(*texts):
         clamped, now = [], []
@@ -57,7 +58,7 @@ def writes(monkeypatch, engine):
             logits = 50.0 * (mx.array(now)[None, :, None] == mx.arange(size)).astype(mx.float32)
             return from_logits(mx.broadcast_to(logits, (1, canvas, size)), query)
 
-        monkeypatch.setattr(structured, "generate_canvases", generate)
+        monkeypatch.setattr(structured, "stitch", generate)
         monkeypatch.setattr(ModelDenoiser, "begin", lambda self, canvas, soft: canvas)
         monkeypatch.setattr(ModelDenoiser, "finish", finish)
         monkeypatch.setattr(ModelDenoiser, "cancel", lambda self: None)

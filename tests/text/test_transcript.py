@@ -6,7 +6,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
-from mlx_dgemma.diffusion.canvas import DenoisingStep, ModelDenoiser
+from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.reply import Reply, ReplyParser

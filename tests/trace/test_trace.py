@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Request, load
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases, prefill
+from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases
 from mlx_dgemma.files import write_whole
+from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.trace.contents import ARRAYS
 from mlx_dgemma.trace.recorder import Recorder, record

@@ -1,0 +1,185 @@
+"""Forward passes: what a canvas waits for, and who answers.
+
+A generator that writes (`canvas.refine` and what is built on it) yields, beside its events, the places where it gives
+way to others: a `Pause`, and among these `Forward`, the pass without which it cannot go on. Whoever drives the
+generator answers it: `alone` at once, `together` for several canvases as rows of one pass. So all that a row does
+between two passes is its own, whatever the others do: settings, noise, steering, steps left.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Generic, Protocol, TypeVar, cast
+
+import mlx.core as mx
+
+from mlx_dgemma.diffusion.vocabulary import BLOCK, EmbeddingTable, Prediction, Query, predict
+from mlx_dgemma.model import cpu, memory
+from mlx_dgemma.model.cache import Buffers, PrefixCache
+from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
+
+Begun = TypeVar("Begun")  # a forward pass whose graph is built
+Event = TypeVar("Event")
+Result = TypeVar("Result")
+LANES_FROM = 4  # rows, from which a CPU computes them in two halves at a time
+
+
+class Denoiser(Protocol[Begun]):
+    """What proposes tokens: the model over a prefix, or a stand-in of a test."""
+
+    def begin(self, canvas: mx.array, soft: mx.array | None) -> Begun:
+        """The forward pass over ids (B, C) and the previous soft embeddings, as a graph; nothing is computed yet."""
+
+    def finish(self, begun: Begun, query: Query) -> Prediction:
+        """Answers a query about a forward pass that was begun."""
+
+    def cancel(self) -> None:
+        """The last forward pass that was begun will not be finished; nothing to do if it was."""
+
+
+class ModelDenoiser:
+    """The model over a prefix, asked through the vocabulary stage, so that whole logits are never made."""
+
+    def __init__(self, model: DiffusionGemma, cache: PrefixCache):
+        self.model, self.cache = model, cache
+        embedding = model.model.decoder.embed_tokens
+        self.table = EmbeddingTable(embedding, model.embedding_scale, model.config.final_logit_softcapping)
+        self._before: list[Buffers] = []
+
+    def begin(self, canvas: mx.array, soft: mx.array | None) -> mx.array:
+        self._before = self.cache.snapshot()
+        return self.model.denoise_hidden(canvas, [self.cache], soft)
+
+    def finish(self, begun: mx.array, query: Query) -> Prediction:
+        self._before = []  # or the prefix, held twice, would be copied
+        return predict(begun, self.table, query)
+
+    def cancel(self) -> None:
+        if self._before:
+            self.cache.restore(self._before)
+        self._before = []
+
+
+class Pause:
+    """Between two units of a text's work: others may do some of theirs before it goes on."""
+
+
+class Forward(Pause, Generic[Begun]):
+    """A pass that a canvas yields twice: when it is known of what, and, with a query, when it has to be answered.
+
+    The first time it may be begun, so that its graph is built while an earlier one is computed.
+    """
+
+    def __init__(self, denoiser: Denoiser[Begun], canvas: mx.array, soft: mx.array | None):
+        self.denoiser, self.canvas, self.soft = denoiser, canvas, soft
+        self.query: Query | None = None
+        self.prediction: Prediction | None = None
+        self._begun: list[Begun] = []
+
+    @property
+    def is_begun(self) -> bool:
+        return bool(self._begun)
+
+    def advance(self) -> None:
+        """Begins the pass, and answers its query if there is one."""
+        if not self._begun:
+            self._begun = [self.denoiser.begin(self.canvas, self.soft)]
+        if self.query is not None:
+            self.prediction = self.denoiser.finish(self._begun[0], self.query)
+
+    def cancel(self) -> None:
+        """It need not be finished; nothing to do if it was."""
+        if self._begun and self.prediction is None:
+            self.denoiser.cancel()
+        self._begun = []
+
+
+def alone(events: Generator[Pause | Event, None, None]) -> Generator[Event, None, None]:
+    """The events of a generator that shares its passes with no other."""
+    with closing(events):
+        for event in events:
+            if isinstance(event, Forward):
+                event.advance()
+            elif not isinstance(event, Pause):
+                yield event
+
+
+def pauses(work: Iterator[None]) -> Generator[Pause, None, None]:
+    """Work of the model that is done in parts, with a pause behind each."""
+    for _ in work:
+        yield Pause()
+
+
+def finished(work: Generator[Pause, None, Result]) -> Result:
+    """The result of work that gives way to others, where there are none."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast(Result, end.value)
+
+
+def together(forwards: Sequence[Forward[mx.array]]) -> None:
+    """Answers the queries of several passes of one model, a row each, and begins to compute them.
+
+    The rows' prefixes may differ in length: attention is computed row by row, all else for all rows at once. Those with
+    a cutoff of their soft embeddings are answered one by one, as which rows are dense is told for whole passes.
+    """
+    shared = [own for own in forwards if own.query is not None and own.query.cutoff is None]
+    for own in forwards:
+        if own not in shared or len(shared) == 1:
+            own.advance()
+    if len(shared) == 1:
+        return
+    half = -(-len(shared) // 2) if cpu.on_cpu() and len(shared) >= LANES_FROM else len(shared)
+    lanes = cpu.lanes() if cpu.on_cpu() else (mx.default_stream(mx.default_device()),)
+    for i, start in enumerate(range(0, len(shared), half)):
+        with mx.stream(lanes[i]):
+            _answer(shared[start : start + half])
+    memory.start([array for own in shared for array in _arrays(own.prediction)], rows=len(shared))
+
+
+def _answer(forwards: Sequence[Forward[mx.array]]) -> None:
+    """Answers them in one pass."""
+    for own in forwards:
+        own.cancel()  # one that was begun alone
+    denoisers = [cast(ModelDenoiser, own.denoiser) for own in forwards]
+    first = denoisers[0]
+    softs = [own.soft for own in forwards]
+    like = next((soft for soft in softs if soft is not None), None)
+    soft = None if like is None else mx.concatenate([mx.zeros_like(like) if own is None else own for own in softs])
+    canvas = mx.concatenate([own.canvas for own in forwards])
+    hidden = first.model.denoise_hidden(canvas, [own.cache for own in denoisers], soft)
+    queries = [own.query for own in forwards if own.query is not None]
+    answer = predict(hidden, first.table, _joined(queries, canvas.shape), max(1, BLOCK // len(forwards)))
+    for i, (own, query) in enumerate(zip(forwards, queries, strict=True)):
+        own.prediction = _row(answer, i, query)
+
+
+def _joined(queries: Sequence[Query], shape: tuple[int, ...]) -> Query:
+    """One query for rows that each asked one."""
+    us = [own.u for own in queries]
+    nothing = mx.zeros((1, *shape[1:]))
+    u = None if all(own is None for own in us) else mx.concatenate([nothing if own is None else own for own in us])
+    temperatures = mx.array([own.temperature for own in queries], mx.float32)[:, None, None]
+    return Query(temperatures, u, any(own.wants_soft for own in queries))
+
+
+def _row(answer: Prediction, i: int, query: Query) -> Prediction:
+    """What one of the rows asked for, (1, C) and (1, C, H)."""
+    own = slice(i, i + 1)
+    argmax = answer.argmax[own]
+    return replace(
+        answer,
+        argmax=argmax,
+        proposal=argmax if query.u is None else answer.proposal[own],
+        entropy=answer.entropy[own],
+        log_p=answer.log_p[own],
+        soft=answer.soft[own] if query.wants_soft and answer.soft is not None else None,
+    )
+
+
+def _arrays(prediction: Prediction | None) -> list[mx.array]:
+    assert prediction is not None
+    found = [prediction.argmax, prediction.proposal, prediction.entropy, prediction.log_p]
+    return found if prediction.soft is None else [*found, prediction.soft]
