@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_writable
 from mlx_dgemma.tasks import is_known
-from mlx_dgemma.terminal.arguments import Options, parse
+from mlx_dgemma.terminal.arguments import Many, Options, parse
 from mlx_dgemma.terminal.cli import exit_code, say
 from mlx_dgemma.terminal.options import REAL
 from mlx_dgemma.terminal.plain import harmless, line
+from mlx_dgemma.terminal.prompts import Answers
 from mlx_dgemma.terminal.result import as_json, empty, ended, summary
 from mlx_dgemma.text.request import Request
 
@@ -45,6 +46,8 @@ def run(request: Request, options: Options) -> int:
     """Loads the model and does what was asked; the exit code."""
     if options.trace is not None:
         check_writable(options.trace)
+    if options.many is not None:
+        Answers(options.many.output, "").check(resume=options.many.resume, force=options.many.force)
     # Late, so that --help and a mistyped option answer at once.
     with signals.uninterrupted():
         from mlx_dgemma.terminal.progress import ProgressLine
@@ -55,6 +58,8 @@ def run(request: Request, options: Options) -> int:
     try:
         engine = load_engine(options.model, options.dtype, wire=options.wire, quiet=options.quiet)
         engine = _remembering(engine, options, progress)
+        if options.many is not None:
+            return _many(engine, options.many, options, progress)
         engine.prepare(request)  # what cannot be done is told before what will not be right
         if engine.checkpoint == "embedded" and not options.quiet and not is_known(_user(request)):
             progress.clear()
@@ -203,6 +208,44 @@ def _samples(engine: Engine, request: Request, options: Options, progress: Progr
         progress.text(sample.result.text.removesuffix("\n") + "\n")
     _tell(samples[0].result, options)
     return 0
+
+
+def _many(engine: Engine, many: Many, options: Options, progress: ProgressLine) -> int:
+    """Writes a line of JSON for each of many prompts, as they finish; those that cannot be answered are told."""
+    from mlx_dgemma.text.events import TextCanvas, collect
+
+    answers = Answers(many.output, engine.checkpoint)
+    left = answers.open(many.asked, resume=many.resume)
+    total, done, failed = len(many.asked), len(many.asked) - len(left), 0
+    canvases: dict[int, list[TextCanvas]] = {}
+    try:
+        for number, event in engine.stream_many((own.request for own in left), max_rows=many.max_batch):
+            signals.check()
+            if isinstance(event, TextCanvas):
+                canvases.setdefault(number, []).append(event)
+                if event.finish_reason is not None:
+                    own = left[number]
+                    with signals.uninterrupted():
+                        answers.write(own, {**_known(engine, own.request), **as_json(collect(canvases.pop(number)))})
+                    done += 1
+            elif isinstance(event, DGemmaError):
+                failed += 1
+                progress.clear()
+                say(f"error: line {left[number].number}: {event}")
+            progress.show(f"{done} of {total} prompts are answered")
+    except KeyboardInterrupt:
+        signals.hold()
+        progress.clear()
+        goes_on = "" if many.output is None else f" in {many.output}, with which --resume goes on"
+        say(f"interrupted; {done} of {total} answers are there{goes_on}")
+        return signals.exit_code()
+    finally:
+        answers.close()
+    progress.clear()
+    _kept(engine)
+    if not options.quiet:
+        say(f"{done} of {total} prompts are answered")
+    return 1 if failed else 0
 
 
 def _known(engine: Engine, request: Request) -> dict[str, object]:

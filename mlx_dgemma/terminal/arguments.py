@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mlx_dgemma.files import read_file
 from mlx_dgemma.tasks import TASKS
 from mlx_dgemma.terminal.cli import Parser
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
+from mlx_dgemma.terminal.prompts import Asked, read_prompts
 from mlx_dgemma.text.request import MAX_SEED, CanvasPlan, Prompt, Request
 
 WATCH_DELAY = 0.3  # seconds: a step of the embedded checkpoint is faster than the eye
@@ -31,6 +33,7 @@ class Options:
         show_thoughts: whether thoughts are printed, on stderr.
         prefix_cache: folder of encoded prompts.
         dtype, wire: how the checkpoint is loaded, see `terminal.start`.
+        many: what a file of prompts asks; None for one prompt.
     """
 
     model: str | None
@@ -45,6 +48,18 @@ class Options:
     prefix_cache: str | None
     dtype: str | None
     wire: bool
+    many: "Many | None" = None
+
+
+@dataclass(frozen=True)
+class Many:
+    """What `--prompts` asks for: its lines, the file for the answers (None is stdout), and how many at a time."""
+
+    asked: Sequence[Asked]
+    output: str | None
+    resume: bool
+    force: bool
+    max_batch: int
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,10 +87,20 @@ def build_parser() -> argparse.ArgumentParser:
     add("--watch-delay", type=float, metavar="SECONDS", help=about)
     about = "keep encoded prompts in FOLDER, so that the next run with the same beginning does not encode it again"
     add("--prefix-cache", metavar="FOLDER", help=about)
+    _add_many(parser)
     _add_conversation(parser)
     _add_steering(parser)
     add_settings(parser)
     return parser
+
+
+def _add_many(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("many prompts (see docs/generating.md)").add_argument
+    add("--prompts", metavar="FILE", help="answer each line of a JSONL file, several at a time; - reads it from stdin")
+    add("--output", metavar="FILE", help="where the answers go, a line of JSON each (default: stdout)")
+    add("--resume", action="store_true", help="go on with --output")
+    add("--force", action="store_true", help="start --output over")
+    add("--max-batch", type=int, metavar="N", help="texts that are written at a time (default: 4)")
 
 
 def _add_conversation(parser: argparse.ArgumentParser) -> None:
@@ -113,8 +138,10 @@ def parse(argv: list[str] | None) -> tuple[Request, Options]:
     except DGemmaError as error:
         parser.error(str(error))
     _check_steering(parser, args)
-    args.prompt = _typed_prompt(parser, args)
-    return request_of(args), options_of(args)
+    _check_many(parser, args)
+    args.prompt = _typed_prompt(parser, args) if args.prompts is None else ""
+    request = request_of(args)
+    return request, options_of(args, request)
 
 
 def _typed_prompt(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
@@ -153,6 +180,27 @@ def _check_steering(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"{what} does not go with {other}; leave one out")
 
 
+def _check_many(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What goes with a file of prompts, as usage errors."""
+    given = {"--output": args.output, "--resume": args.resume, "--force": args.force, "--max-batch": args.max_batch}
+    if args.prompts is None:
+        for name, value in given.items():
+            if value:
+                parser.error(f"{name} goes with --prompts, a file of prompts; give one")
+        return
+    others = {"--prompt": args.prompt, "a prompt": args.words, "--watch": args.watch, "--trace": args.trace}
+    others |= {"--choose": args.choose, "--num-samples": args.num_samples > 1}
+    for name, value in others.items():
+        if value:
+            parser.error(f"--prompts does not go with {name}; leave one out")
+    if args.resume and args.force:
+        parser.error("--resume goes on and --force starts over; leave one out")
+    if (args.resume or args.force) and args.output is None:
+        parser.error("--resume and --force are about --output, a file; give one")
+    if args.max_batch is not None and args.max_batch < 1:
+        parser.error(f"--max-batch must be at least 1, got {args.max_batch}")
+
+
 def request_of(args: argparse.Namespace) -> Request:
     """The request that was typed."""
     plan = CanvasPlan(
@@ -160,8 +208,8 @@ def request_of(args: argparse.Namespace) -> Request:
         args.seed,
     )  # fmt: skip
     return Request(
-        _prompt(args), settings=settings_of(args), seed=args.seed, canvas=() if args.choose is not None else plan,
-        samples=args.num_samples, chat_template=not args.no_chat_template, thinking=args.thinking,
+        _prompt(args, args.prompt), settings=settings_of(args), seed=args.seed,
+        canvas=() if args.choose is not None else plan, samples=args.num_samples, chat_template=not args.no_chat_template, thinking=args.thinking,
         tools=() if args.tools is None else read_tools(args.tools), tool_choice=args.tool_choice or "auto",
         stop=args.stop or (), response_format=None if args.json_schema is None else _read_schema(args.json_schema),
     )  # fmt: skip
@@ -197,8 +245,7 @@ def _read_json(path: str, what: str) -> Any:
         raise DGemmaError(f"{path}: cannot be read as {what} ({first_line(error)}); give a JSON file") from None
 
 
-def _prompt(args: argparse.Namespace) -> Prompt:
-    prompt: str = args.prompt
+def _prompt(args: argparse.Namespace, prompt: str) -> Prompt:
     if args.system is None:
         return prompt
     if args.no_chat_template:
@@ -206,10 +253,14 @@ def _prompt(args: argparse.Namespace) -> Prompt:
     return [{"role": "system", "content": args.system}, {"role": "user", "content": prompt}]
 
 
-def options_of(args: argparse.Namespace) -> Options:
+def options_of(args: argparse.Namespace, request: Request) -> Options:
     """What was typed beside the request."""
+    many = None
+    if args.prompts is not None:
+        asked = read_prompts(args.prompts, request, lambda prompt: _prompt(args, prompt))
+        many = Many(asked, args.output, args.resume, args.force, 4 if args.max_batch is None else args.max_batch)
     choices = args.choose and [[label.strip() for label in own.split(",")] for own in args.choose]
     template = "{?}" if args.template is None else args.template
     delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay
     shown = args.json, args.quiet, args.watch, delay, args.show_thoughts, args.prefix_cache
-    return Options(args.model, template, choices, args.trace, *shown, args.dtype, args.wire)
+    return Options(args.model, template, choices, args.trace, *shown, args.dtype, args.wire, many)

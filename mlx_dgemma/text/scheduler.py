@@ -120,10 +120,11 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Begins texts that wait, as long as there are rows and memory for them."""
+        new = []
         while self._waiting and len(self._begun) < self.max_rows and self._fits(self._waiting[0]):
-            text = self._waiting.popleft()
-            self._begun.append(text)
-            self._paused.appendleft(text)  # the newest first: it has waited for its first canvas
+            new.append(self._waiting.popleft())
+            self._begun.append(new[-1])
+        self._paused.extendleft(reversed(new))  # before the others: they have waited for their first canvas
 
     def _fits(self, text: _Text) -> bool:
         room = memory.total() - text.run.model.nbytes - memory.MARGIN

@@ -87,6 +87,20 @@ def resumes(command: Command, place: Path, undisturbed: dict[str, bytes]) -> Non
     assert rows((place / "s.csv").read_bytes()) == rows(undisturbed["s.csv"])
 
 
+def answers_the_rest(command: Command, place: Path, undisturbed: dict[str, bytes]) -> None:
+    """The same command goes on, to the same answers, whatever their order."""
+    end = run(command.line, place)
+    assert end.code == 0, end.err
+    assert texts((place / "a.jsonl").read_bytes()) == texts(undisturbed["a.jsonl"])
+
+
+def texts(content: bytes) -> dict[int, str]:
+    """What was answered to each line; each once."""
+    answers = [json.loads(line) for line in content.splitlines()]
+    assert len({answer["line"] for answer in answers}) == len(answers)
+    return {answer["line"]: answer["text"] for answer in answers}
+
+
 def has_checkpoint(command: Command, place: Path, undisturbed: dict[str, bytes]) -> None:
     """A whole one, or none."""
     names = {str(path.relative_to(place)) for path in (place / "trained").rglob("*")}
@@ -121,6 +135,10 @@ COMMANDS = {
     "samples": Command(generate(*COUNT, "--num-samples", "3"), out_is_whole=True),
     "choose": Command(generate("roman 4", "--choose", "IV,VI,XX", "--quiet"), out_is_whole=True),
     "template": Command(generate(*COUNT, "--model", "../templated", "--quiet")),
+    "prompts": Command(
+        generate("--prompts", "../prompts.jsonl", "--output", "a.jsonl", "--resume", "--max-batch", "2"),
+        {"a.jsonl": anything}, follow_up=answers_the_rest,
+    ),
     "watch": Command(generate(*COUNT, "--watch", "--watch-delay", "0.05"), on_terminal=True),
     "bench": Command(module("mlx_dgemma.bench", "--steps", "3", "--repeat", "1", "--json"), out_is_whole=True, share=1),
     "check": Command(module("mlx_dgemma.bench", "--check"), out_is_whole=True),
@@ -152,6 +170,7 @@ def furnish(parent: Path) -> None:
     shutil.copytree(EMBEDDED, parent / "templated")
     template = parent / "templated" / "chat_template.jinja"
     template.write_text("{# another #}" + template.read_text(encoding="utf-8"), encoding="utf-8")
+    (parent / "prompts.jsonl").write_text("".join(f'"roman {n}"\n' for n in range(1, 10)))
     engine, request = Engine.load(), Request(COUNT[0])
     recorder = Recorder(engine, request)
     for _ in record(engine.stream(request), recorder):
