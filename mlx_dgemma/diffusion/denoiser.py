@@ -129,7 +129,7 @@ def together(forwards: Sequence[Forward[mx.array]]) -> None:
     for own in forwards:
         if own not in shared or len(shared) == 1:
             own.advance()
-    if len(shared) == 1:
+    if len(shared) < 2:
         return
     half = -(-len(shared) // 2) if cpu.on_cpu() and len(shared) >= LANES_FROM else len(shared)
     lanes = cpu.lanes() if cpu.on_cpu() else (mx.default_stream(mx.default_device()),)

@@ -209,7 +209,8 @@ def request_of(args: argparse.Namespace) -> Request:
     )  # fmt: skip
     return Request(
         _prompt(args, args.prompt), settings=settings_of(args), seed=args.seed,
-        canvas=() if args.choose is not None else plan, samples=args.num_samples, chat_template=not args.no_chat_template, thinking=args.thinking,
+        canvas=() if args.choose is not None else plan, samples=args.num_samples,
+        chat_template=not args.no_chat_template, thinking=args.thinking,
         tools=() if args.tools is None else read_tools(args.tools), tool_choice=args.tool_choice or "auto",
         stop=args.stop or (), response_format=None if args.json_schema is None else _read_schema(args.json_schema),
     )  # fmt: skip
