@@ -1,4 +1,4 @@
-"""Asks a running `dgemma-server` as Codex does, with OpenAI's own client (`pip install openai`), as the answer is written.
+"""Asks a running `dgemma-server` as Codex does, with OpenAI's own client (`pip install openai`).
 
 python examples/ask_responses.py http://127.0.0.1:8080 "spell 1842"
 """

@@ -67,14 +67,39 @@ def test_a_form_is_kept_to():
     assert re.fullmatch(r"\d+ denoising steps", steps)
 
 
-def test_a_server_is_asked():
+@pytest.fixture(scope="module")
+def url():
+    """Where a server of the embedded checkpoint is."""
     command = [sys.executable, "-m", "mlx_dgemma.server", "--port", "0", "--quiet"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        url = re.search(r"http://\S+", server.stderr.readline())[0]
-        *drafts, text = run("ask_server.py", url, "spell 1842").splitlines()
-        assert text == SPELLED and drafts[-1].endswith(SPELLED) and drafts[0].startswith("step 1: ")
+        yield re.search(r"http://\S+", server.stderr.readline())[0]
     finally:
         server.terminate()
         server.wait(30)
         server.stderr.close()
+
+
+def test_a_server_is_asked(url):
+    *drafts, text = run("ask_server.py", url, "spell 1842").splitlines()
+    assert text == SPELLED and drafts[-1].endswith(SPELLED) and drafts[0].startswith("step 1: ")
+
+
+def test_a_server_is_asked_for_what_stands_before_an_end(url):
+    assert run("ask_completions.py", url, "roman 1994", "XCIV", "3") == "MCM | XCIV\n"
+
+
+def test_a_server_is_asked_with_openais_client(url):
+    assert run("ask_responses.py", url, "spell 1842").splitlines() == [SPELLED, "15 tokens read, 36 written"]
+
+
+def test_a_server_is_asked_with_anthropics_client(url):
+    lines = run("ask_messages.py", url, "spell 1842", "eight").splitlines()
+    assert lines == ["15 tokens", "one thousand ", "stop_sequence eight"]
+
+
+def test_a_server_is_asked_questions(url):
+    *kinds, urgent = run("ask_systemone.py", url, "roman 1994", "a number", "a word").splitlines()
+    assert [line.partition(": ")[0] for line in kinds] == ["a number", "a word"]
+    shares = [float(line.partition(": ")[2].rstrip("%")) for line in kinds]
+    assert sum(shares) == pytest.approx(100, abs=0.2) and re.fullmatch(r"urgent: [\d.]+%", urgent)

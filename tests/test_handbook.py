@@ -1,15 +1,19 @@
 """README and docs are what they claim to be: commands run, options are explained, links lead somewhere."""
 
 import argparse
+import json
+import plistlib
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import recipes, story
 from benchmarks.picture import run
@@ -19,6 +23,7 @@ from mlx_dgemma.chat.__main__ import build_parser as chat
 from mlx_dgemma.demo import evaluate, train
 from mlx_dgemma.report.__main__ import build_parser as report
 from mlx_dgemma.server.__main__ import build_parser as server
+from mlx_dgemma.server.serving import DRAIN
 from mlx_dgemma.sweep.__main__ import build_parser as sweep
 from mlx_dgemma.terminal.arguments import build_parser as generator
 
@@ -129,6 +134,23 @@ def test_links_lead_somewhere(path):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_settings_can_be_read(path):
+    readers = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load, "xml": plistlib.loads}
+    for language, read in readers.items():
+        for block in blocks(language, path.read_text(encoding="utf-8")):
+            assert isinstance(read(block.encode() if language == "xml" else block), dict)
+
+
+def test_a_server_that_starts_with_the_mac():
+    (block,) = blocks("xml", page("clients.md"))
+    agent = plistlib.loads(block.encode())
+    program, *arguments = agent["ProgramArguments"]
+    assert program.endswith("/dgemma-server") and server().parse_args(arguments).api_key_file.startswith("/Users/NAME/")
+    assert agent["RunAtLoad"] and agent["KeepAlive"] == {"SuccessfulExit": False} and agent["ExitTimeOut"] > DRAIN
+    assert f"{agent['Label']}.plist" in page("clients.md")
 
 
 @pytest.mark.parametrize("command", [name for name in PARSERS if "." not in name])
