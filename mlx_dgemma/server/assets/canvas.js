@@ -3,7 +3,7 @@
 import { make, short } from "./dom.js";
 import { paint } from "./token.js";
 
-export const SCALE = [0, 0.01, 0.1, 1, 5]; // nats at which the palette has its colours, as in reports
+export const SCALE = [0, 0.1, 0.5, 1.5, 5]; // nats at which the palette has its colours, as in reports
 const NOISE = 0;
 const CLAMPED = 2;
 const seen = []; // views on the page, to be drawn again when it turns light or dark
