@@ -11,7 +11,6 @@ import html
 import json
 import math
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from mlx_dgemma.files import write_whole
 from mlx_dgemma.report.summary import about, prompt_text, summary
 from mlx_dgemma.report.texts import SCALE, RecordedTexts, ends, one_line, shown
 from mlx_dgemma.trace.trace import Trace
+from mlx_dgemma.web import SHARED, STYLE, asset, inlined
 
-_SCRIPTS = ("data.js", "colour.js", "tokens.js", "tooltip.js", "heatmap.js", "curves.js", "page.js")
+_SCRIPTS = ("data.js", "legend.js", "tokens.js", "tooltip.js", "heatmap.js", "curves.js", "page.js")
 _SERIES = ("canvas_index", "step", "remaining", "temperature", "accepted_count", "mean_entropy", "seconds")
 _CELLS = {"canvas": "<i4", "draft": "<i4", "entropy": "<f4", "accepted": "u1", "clamped": "u1"}
 
@@ -40,7 +40,9 @@ def write_report(trace: Trace, path: str | Path) -> None:
 def render(trace: Trace) -> str:
     """The page of a trace, as HTML."""
     prompt = prompt_text(trace)
-    style, script = _asset("page.css"), '(() => {\n"use strict";\n' + "\n".join(map(_asset, _SCRIPTS)) + "\n})();\n"
+    style = asset(STYLE) + _asset("page.css")
+    scripts = [*(inlined(asset(name)) for name in SHARED), *map(_asset, _SCRIPTS)]
+    script = '(() => {\n"use strict";\n' + "\n".join(scripts) + "\n})();\n"
     rows = "".join(f"<tr><th scope=row>{_text(n)}</th><td>{_text(v)}</td></tr>" for n, v in summary(trace))
     parts = {
         "title": html.escape(f"{one_line(prompt, 60)} · DiffusionGemma trace"),
@@ -63,7 +65,7 @@ def _text(text: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return (files("mlx_dgemma.report") / "assets" / name).read_text(encoding="utf-8")
+    return asset(name, "mlx_dgemma.report")
 
 
 def _hash(content: str) -> str:

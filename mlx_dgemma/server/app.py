@@ -25,6 +25,7 @@ from mlx_dgemma.server.errors import Refused, refusal
 from mlx_dgemma.server.guard import Guard, Rules
 from mlx_dgemma.server.messages import PING, Messages, failed
 from mlx_dgemma.server.metrics import TYPE, metrics
+from mlx_dgemma.server.page import page_routes
 from mlx_dgemma.server.service import STARTED, Service
 from mlx_dgemma.server.surface import Asking
 from mlx_dgemma.server.systemone import answered, questions_of
@@ -40,6 +41,7 @@ def create_app(service: Service, rules: Rules, *, is_metered: bool = False) -> G
     """The application of a service, behind its guard; `is_metered` adds /metrics."""
     surface = _Surfaces(service)
     routes = [
+        *page_routes(),
         Route("/health", surface.health),
         Route("/v1/models", surface.models),
         Route("/v1/models/{name:path}", surface.model),

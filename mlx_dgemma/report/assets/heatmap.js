@@ -21,7 +21,7 @@ function paintPicture() {
     for (let position = 0; position < positions; position++) {
       const index = at(state.lo + column, position);
       const colour =
-        state.heat === "entropy" ? heatColour(level(entropy[index])) : clamped[index] ? held : accepted[index] ? yes : no;
+        state.heat === "entropy" ? heatColour(level(entropy[index], scale)) : clamped[index] ? held : accepted[index] ? yes : no;
       image.data.set([...colour, 255], 4 * (position * count + column));
     }
   }

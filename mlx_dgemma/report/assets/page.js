@@ -166,7 +166,7 @@ showRange(0, steps - 1);
 goToAddress();
 addEventListener("hashchange", goToAddress);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  palette = readPalette();
+  refreshPalette();
   redraw();
 });
 let drawnWidth = curves.clientWidth;

@@ -13,16 +13,13 @@ function drawTokens() {
   tokens.forEach((token, position) => {
     const index = at(state.step, position);
     const id = shown[index];
-    const colour = heatColour(level(entropy[index]));
-    const behind = isBehind(state.step, position, id);
-    token.textContent = behind ? "·" : visible(id);
-    token.style.background = behind ? palette.paper : css(colour);
-    token.style.color = behind ? palette.muted : inkOn(colour);
-    token.classList.toggle("behind", behind);
-    token.classList.toggle("open", !behind && !accepted[index] && !clamped[index]);
-    token.classList.toggle("clamped", Boolean(clamped[index]));
-    token.classList.toggle("breaks", !behind && breaksLine(id));
-    token.classList.toggle("special", !behind && isSpecial(id));
+    paint(token, visible(id), entropy[index], scale, {
+      behind: isBehind(state.step, position, id),
+      open: !accepted[index] && !clamped[index],
+      clamped: Boolean(clamped[index]),
+      breaks: breaksLine(id),
+      special: isSpecial(id),
+    });
     token.classList.toggle("same", position === state.position);
   });
 }

@@ -49,7 +49,7 @@ function sparkline(canvas, step, position) {
   const { width, height } = SPARK;
   const count = canvas.hi - canvas.lo + 1;
   const x = (s) => ((s - canvas.lo + 0.5) / count) * width;
-  const y = (s) => height - 4 - (level(entropy[at(s, position)]) || 0) * (height - 8);
+  const y = (s) => height - 4 - (level(entropy[at(s, position)], scale) || 0) * (height - 8);
   const picture = svg("svg", { width, height, role: "img", "aria-label": "entropy of this position by step" });
   picture.append(svg("line", { x1: 0, x2: width, y1: height - 4, y2: height - 4, stroke: palette.line }));
   picture.append(svg("line", { x1: x(step), x2: x(step), y1: 0, y2: height, stroke: palette.accent }));
