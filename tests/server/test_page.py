@@ -172,7 +172,8 @@ def test_markdown_is_elements_and_never_markup(opened):
     for part in (
         "<h3>Title</h3>", "<strong>bold</strong>", "<em>it</em>", "<code>a&lt;b</code>", "<s>no</s>", "snake_case_name",
         "<ul><li>one<ul><li>two</li></ul></li><li>three</li></ul>", '<ol start="3"><li>c</li><li>d</li></ol>',
-        "<blockquote><p>quoted</p></blockquote>", "<th>a</th>", "<td><code>2</code></td>", "print(\"&lt;script&gt;\")",
+        "<blockquote><p>quoted</p></blockquote>", "<tr><th>a</th><th>b</th></tr>", "<td><code>2</code></td></tr>",
+        "print(\"&lt;script&gt;\")",
     ):  # fmt: skip
         assert part in html, part
 
@@ -232,7 +233,8 @@ def test_nothing_jumps_while_a_canvas_is_refined(opened):
     long = [[f"word{i} ", 2.0, 0] for i in range(200)]
     page.fakes(
         chunk("Committed text.\n\n", role="assistant"), draft(1, long), draft(2, [["a", 0.1, 1]] * 200, end=1),
-        draft(3, long), chunk("More."), draft(1, [["b", 0.1, 2]] * 200, canvas=1, end=0), chunk(reason="stop"), pause=120,
+        draft(3, long), chunk("More."), draft(1, [["b", 0.1, 2]] * 200, canvas=1, end=0), chunk(reason="stop"),
+        pause=120,
     )  # fmt: skip
     page.ask("write")
     seen = []

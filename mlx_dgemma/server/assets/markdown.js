@@ -7,7 +7,7 @@ const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*$/;
 const RULE = /^ {0,3}([-*_])(\s*\1){2,}\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
-const ROW = /^\s*\|?(.+\|.*?)\|?\s*$/;
+const ROW = /^\s*\S.*\|/;
 const DIVIDER = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 const INLINE = /(`+)(?!`)(.+?)(?<!`)\1(?!`)|\*\*(?=\S)(.+?)(?<=\S)\*\*|__(?=\S)(.+?)(?<=\S)__|\*(?=\S)(.+?)(?<=\S)\*|(?<!\w)_(?=\S)(.+?)(?<=\S)_(?!\w)|~~(?=\S)(.+?)(?<=\S)~~|\[([^\]\n]*)\]\(([^()\s]+)\)|\\([!-/:-@[-`{-~])/s;
 const SAFE = /^(https?:\/\/|mailto:)/i;
@@ -118,7 +118,8 @@ function belongs(lines, line, at, indent) {
 }
 
 function table(lines, from, made) {
-  const cells = (line) => ROW.exec(line)?.[1].split(/(?<!\\)\|/).map((cell) => cell.trim()) ?? [line];
+  const bare = (line) => line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+  const cells = (line) => bare(line).split(/(?<!\\)\|/).map((cell) => cell.trim());
   const length = 2 + run(lines, from + 2, (line) => line.includes("|") && line.trim());
   const box = make("table");
   const scroll = make("div", "scroll");

@@ -57,6 +57,7 @@ function show(conversation) {
 
 const lastAsked = (messages) => messages.findLastIndex((message) => message.role === "user");
 const nameOf = (conversation) => conversation?.title || "New conversation";
+const isAtEnd = () => innerHeight + scrollY >= document.documentElement.scrollHeight - 80;
 const toEnd = () => scrollTo({ top: document.documentElement.scrollHeight });
 
 function showList() {
@@ -150,7 +151,7 @@ async function run() {
     const system = systemText() ? [{ role: "system", content: systemText() }] : [];
     const body = { model, messages: [...system, ...sent], stream: true, stream_options: { include_usage: true }, ...fields() };
     for await (const chunk of complete(body, running.signal)) {
-      const isDown = innerHeight + scrollY >= document.documentElement.scrollHeight - 80;
+      const isDown = isAtEnd();
       turn.take(chunk);
       if (isDown) toEnd();
     }
@@ -169,8 +170,10 @@ async function run() {
 }
 
 function ended(turn) {
+  const isDown = isAtEnd();
   turn.end({ Retry: retry });
   askResults(turn);
+  if (isDown) toEnd();
   showList();
   prompt.focus({ preventScroll: true });
 }
