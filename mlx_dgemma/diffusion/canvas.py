@@ -18,7 +18,7 @@ from mlx_dgemma.diffusion.sampling import Sampler
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.diffusion.strategies import EarlierStep, Step
-from mlx_dgemma.diffusion.vocabulary import Prediction, Query, SoftRows
+from mlx_dgemma.diffusion.vocabulary import Alternatives, Prediction, Query, SoftRows
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import cpu, host, memory
 from mlx_dgemma.model.cache import PrefixCache
@@ -45,6 +45,7 @@ class DenoisingStep:
         finished: whether the canvas is done.
         clamped: bool per position, the ones that a steered canvas keeps fixed; None where nothing is.
         finished_rows: by row, whether it is done; () when replayed from a trace, which does not keep it.
+        alternatives: the likeliest ids and their log-probabilities, (B, C, K), if any were asked for; not replayed.
     """
 
     canvas_index: int
@@ -61,6 +62,7 @@ class DenoisingStep:
     finished: bool
     clamped: mx.array | None = None
     finished_rows: tuple[bool, ...] = ()
+    alternatives: Alternatives | None = None
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,11 @@ def denoise_canvas(
 
 def refine(
     denoiser: Denoiser[Begun], config: GenerationConfig, noise: Noise | Sequence[Noise], shape: tuple[int, int],
-    canvas_index: int = 0, steering: Steering | None = None,
+    canvas_index: int = 0, steering: Steering | None = None, alternatives: int = 0,
 ) -> Generator[Forward[Begun] | DenoisingStep, None, None]:  # fmt: skip
     """`denoise_canvas`, whose passes somebody else answers; none is ahead of the events that was not begun in time."""
     canvas = _Canvas(denoiser, config, noise, shape, canvas_index, steering or Steering(None, None))
+    canvas.alternatives = alternatives
     if canvas.steering.is_complete:
         return
     pending = yield from canvas.submit(Forward(denoiser, canvas.tokens, None), config.max_denoising_steps)
@@ -135,6 +138,7 @@ class _Canvas(Generic[Begun]):
         self.finished = mx.zeros(shape[:1], mx.bool_)
         self.sampler = Sampler.of(config)
         self.earlier: tuple[EarlierStep, ...] = ()
+        self.alternatives = 0  # how many are told
 
     def submit(self, forward: Forward[Begun], remaining: int) -> Generator[Forward[Begun], None, "_Pending"]:
         """One denoising step, as in the paper's paragraph; starts it and does not wait."""
@@ -142,7 +146,8 @@ class _Canvas(Generic[Begun]):
         # 1. the tempered distribution
         temperature = sampler.temperature_at(remaining, self.config.max_denoising_steps)
         u = self.noise.uniform() if sampler.choice.draws else None
-        forward.query = Query(temperature, u, remaining > 1, self.config.soft_embedding_cutoff, self.rows)
+        cutoff = self.config.soft_embedding_cutoff
+        forward.query = Query(temperature, u, remaining > 1, cutoff, self.rows, self.alternatives)
         yield forward
         prediction = forward.prediction
         assert prediction is not None  # whoever drives answers before it goes on
@@ -156,9 +161,17 @@ class _Canvas(Generic[Begun]):
         self.earlier = (*self.earlier, EarlierStep(step.draft, step.entropy, accepted))
         told = [accepted.sum()[None], step.mean_entropy.mean()[None], self.finished]
         summary = mx.concatenate(told).astype(mx.float32)
-        results = [summary, self.tokens, step.draft, step.entropy, accepted, step.log_p]
+        results = [
+            summary,
+            self.tokens,
+            step.draft,
+            step.entropy,
+            accepted,
+            step.log_p,
+            *(prediction.alternatives or ()),
+        ]
         memory.start([*results, *(a for a in (self.soft, prediction.groups) if a is not None)])
-        return _Pending(self.index, step, accepted, summary, prediction.groups)
+        return _Pending(self.index, step, accepted, summary, prediction)
 
     def _step(self, prediction: Prediction, remaining: int, temperature: float) -> Step:
         """What the sampler's strategies are told; rows that are done keep their draft."""
@@ -192,7 +205,12 @@ class _Pending:
     step: Step
     accepted: mx.array
     summary: mx.array  # accepted count, mean entropy, finished rows
-    groups: mx.array | None  # see Prediction
+    prediction: Prediction
+
+    @property
+    def groups(self) -> mx.array | None:
+        """See `Prediction`."""
+        return self.prediction.groups
 
     def read(self) -> DenoisingStep:
         """The event: the step's one host synchronisation."""
@@ -218,6 +236,7 @@ class _Pending:
             clamped=None if step.given is None else mx.broadcast_to(step.given, step.canvas.shape),
             log_p=step.log_p,
             finished_rows=finished_rows,
+            alternatives=self.prediction.alternatives,
         )
 
 
@@ -235,16 +254,17 @@ def generate_canvases(
 
 def stitch(
     model: DiffusionGemma, cache: PrefixCache, config: GenerationConfig, noise: Noise | Sequence[Noise],
-    max_canvases: int, batch: int = 1, steerings: Sequence[Steering] = (),
+    max_canvases: int, batch: int = 1, steerings: Sequence[Steering] = (), alternatives: int = 0,
 ) -> Generator[Pause | DenoisingStep | CommittedCanvas, None, None]:  # fmt: skip
     """`generate_canvases`, whose passes somebody else answers."""
+    shape = batch, model.config.canvas_length
     with memory.wired(model.nbytes + cache.nbytes):
-        yield from _stitch(model, cache, config, noise, (batch, model.config.canvas_length), max_canvases, steerings)
+        yield from _stitch(model, cache, config, noise, shape, max_canvases, steerings, alternatives)
 
 
 def _stitch(
     model: DiffusionGemma, cache: PrefixCache, config: GenerationConfig, noise: Noise | Sequence[Noise],
-    shape: tuple[int, int], max_canvases: int, steerings: Sequence[Steering],
+    shape: tuple[int, int], max_canvases: int, steerings: Sequence[Steering], alternatives: int,
 ) -> Generator[Pause | DenoisingStep | CommittedCanvas, None, None]:  # fmt: skip
     denoiser = ModelDenoiser(model, cache)
     for index in range(max_canvases):
@@ -252,7 +272,7 @@ def _stitch(
             return
         steering = steerings[index] if index < len(steerings) else None
         step: DenoisingStep | None = None
-        for event in refine(denoiser, config, noise, shape, index, steering):
+        for event in refine(denoiser, config, noise, shape, index, steering, alternatives):
             step = event if isinstance(event, DenoisingStep) else step
             yield event
         if step is not None:

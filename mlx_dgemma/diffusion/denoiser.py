@@ -162,13 +162,16 @@ def _joined(queries: Sequence[Query], shape: tuple[int, ...]) -> Query:
     nothing = mx.zeros((1, *shape[1:]))
     u = None if all(own is None for own in us) else mx.concatenate([nothing if own is None else own for own in us])
     temperatures = mx.array([own.temperature for own in queries], mx.float32)[:, None, None]
-    return Query(temperatures, u, any(own.wants_soft for own in queries))
+    wants_soft, alternatives = any(own.wants_soft for own in queries), max(own.alternatives for own in queries)
+    return Query(temperatures, u, wants_soft, alternatives=alternatives)
 
 
 def _row(answer: Prediction, i: int, query: Query) -> Prediction:
     """What one of the rows asked for, (1, C) and (1, C, H)."""
     own = slice(i, i + 1)
-    argmax = answer.argmax[own]
+    argmax, likely = answer.argmax[own], answer.alternatives
+    if likely is not None:
+        likely = (likely[0][own, :, : query.alternatives], likely[1][own, :, : query.alternatives])
     return replace(
         answer,
         argmax=argmax,
@@ -176,10 +179,12 @@ def _row(answer: Prediction, i: int, query: Query) -> Prediction:
         entropy=answer.entropy[own],
         log_p=answer.log_p[own],
         soft=answer.soft[own] if query.wants_soft and answer.soft is not None else None,
+        alternatives=likely if query.alternatives else None,
     )
 
 
 def _arrays(prediction: Prediction | None) -> list[mx.array]:
     assert prediction is not None
     found = [prediction.argmax, prediction.proposal, prediction.entropy, prediction.log_p]
+    found += prediction.alternatives or ()
     return found if prediction.soft is None else [*found, prediction.soft]

@@ -27,6 +27,7 @@ GROUP = 16  # ids that share one probability mass, the level between block and i
 KEPT = 4  # groups that a sparse row's soft embedding is made from
 DENSE_ROWS = 16  # the number of dense rows is a multiple of this, so that few sizes of buffers occur
 _LOWEST = mx.array(-mx.inf)
+Alternatives = tuple[mx.array, mx.array]  # ids and log-probabilities
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Query:
         cutoff: nats; ids less likely than exp(−cutoff) times their row's likeliest need not count in soft embeddings.
             None asks for all ids.
         rows: which positions still get all ids under a cutoff; None means all.
+        alternatives: how many of the likeliest ids of each position are told.
     """
 
     temperature: float | mx.array
@@ -67,6 +69,7 @@ class Query:
     wants_soft: bool
     cutoff: float | None = None
     rows: SoftRows | None = None
+    alternatives: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Prediction:
     """What a step gets: ids, entropy and log-probability of the argmax in nats, all (B, C); soft embeddings (B, C, H).
 
     All of the tempered distribution. `groups`, with a cutoff: how many groups of ids hold more than the cutoff (B, C).
+    `alternatives`: the likeliest ids and their log-probabilities, (B, C, K) both, likeliest first, if any were wanted.
     """
 
     argmax: mx.array
@@ -82,6 +86,7 @@ class Prediction:
     log_p: mx.array
     soft: mx.array | None
     groups: mx.array | None = None
+    alternatives: Alternatives | None = None
 
 
 class EmbeddingTable:
@@ -132,6 +137,7 @@ class Block:
     argmax: mx.array  # its id, counted from the block's first
     weighted: mx.array  # Σ p · (score − maximum), for the entropy
     masses: mx.array  # Σ p over each group of ids
+    likely: tuple[mx.array, ...]  # the likeliest ids and their logits, (B, C, K) both; () if nobody asked
 
 
 def predict(hidden: mx.array, table: EmbeddingTable, query: Query, block: int | None = None) -> Prediction:
@@ -153,9 +159,10 @@ def predict(hidden: mx.array, table: EmbeddingTable, query: Query, block: int | 
             mixed = table.mix(_picked(p, dense), start, stop)
             bounds = [_picked(m, dense) for m in (blocks[-1].maximum, maximum)] if blocks else []
             soft = fused.add_rescaled(soft, *bounds, mixed) if blocks else mixed
-        blocks.append(Block(maximum, best, ids, weighted.sum(axis=-1, keepdims=True), _group_masses(p, width)))
+        likely = _likeliest(logits, query.alternatives, start)
+        blocks.append(Block(maximum, best, ids, weighted.sum(axis=-1, keepdims=True), _group_masses(p, width), likely))
         # the next block waits for all that this one is needed for, or its arrays would stay alive beside the next one's
-        needed = [blocks[-1].weighted, blocks[-1].masses]
+        needed = [blocks[-1].weighted, blocks[-1].masses, *likely]
         x = mx.depends([hidden], needed if soft is None else [*needed, soft])[0]
     return _conclude(hidden, table, query, blocks, soft)
 
@@ -187,7 +194,31 @@ def _conclude(
         index, u = _descend(totals, query.u[..., None])
         group, u = _descend(mx.take_along_axis(masses, index[..., None], axis=2).squeeze(2), u)
         proposal = _draw(hidden, table, index * width + group * GROUP, u, relative_to)
-    return Prediction(argmax, proposal, entropy, log_p, soft, groups)
+    alternatives = _alternatives(table, query.alternatives, blocks, total, relative_to)
+    return Prediction(argmax, proposal, entropy, log_p, soft, groups, alternatives)
+
+
+def _likeliest(logits: mx.array, count: int, first: int) -> tuple[mx.array, ...]:
+    """The likeliest ids of a block that begins at id `first`, and their logits, in any order."""
+    if not count:
+        return ()
+    count = min(count, logits.shape[-1])
+    places = mx.argpartition(logits, -count, axis=-1)[..., -count:]
+    return places + first, mx.take_along_axis(logits, places, axis=-1).astype(mx.float32)
+
+
+def _alternatives(
+    table: EmbeddingTable, count: int, blocks: list[Block], total: mx.array, relative_to: tuple[mx.array, mx.array]
+) -> Alternatives | None:
+    """The likeliest ids of all blocks, likeliest first."""
+    if not count:
+        return None
+    ids, logits = (_joined([block.likely[i] for block in blocks]) for i in (0, 1))
+    order = mx.argsort(-logits, axis=-1)[..., :count]
+    ids, logits = (mx.take_along_axis(own, order, axis=-1) for own in (ids, logits))
+    maximum, temperature = relative_to
+    scores = mx.tanh(logits / table.cap) * table.cap / temperature
+    return ids, scores - maximum - mx.log(total)
 
 
 def _with_sparse_rows(
@@ -257,4 +288,10 @@ def from_logits(logits: mx.array, query: Query, soft: mx.array | None = None) ->
     log_p = sampling.log_probabilities(tempered)
     argmax = tempered.argmax(axis=-1).astype(mx.int32)
     proposal = argmax if query.u is None else sampling.draw(log_p, query.u)
-    return Prediction(argmax, proposal, sampling.token_entropy(log_p), log_p.max(axis=-1), soft)
+    alternatives = None
+    if query.alternatives:
+        ids = mx.argsort(-log_p, axis=-1)[..., : query.alternatives]
+        alternatives = ids, mx.take_along_axis(log_p, ids, axis=-1)
+    return Prediction(
+        argmax, proposal, sampling.token_entropy(log_p), log_p.max(axis=-1), soft, alternatives=alternatives
+    )

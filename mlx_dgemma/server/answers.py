@@ -27,7 +27,7 @@ class Part:
         index: which text.
         text, thought: what they grow by.
         calls: that were finished.
-        tokens, log_p: of the answer, without thoughts and marks; nats.
+        tokens, log_p, alternatives: of the answer, without thoughts and marks; nats; see `TextCanvas`.
         finish_reason: see `TextCanvas`; None if more comes.
         end: the whole text's figures, None if more comes.
     """
@@ -38,6 +38,7 @@ class Part:
     calls: tuple[ToolCall, ...]
     tokens: Sequence[int]
     log_p: Sequence[float]
+    alternatives: Sequence[Sequence[tuple[int, float]]]
     finish_reason: str | None
     end: End | None
 
@@ -192,6 +193,7 @@ class Answer:
             calls=canvas.tool_calls,
             tokens=[canvas.tokens[i] for i in said],
             log_p=[canvas.log_p[i] for i in said],
+            alternatives=[canvas.alternatives[i] for i in said] if canvas.alternatives else (),
             finish_reason=canvas.finish_reason,
             end=end,
         )

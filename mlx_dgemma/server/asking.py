@@ -35,6 +35,7 @@ class Asked:
         thinking, tools, tool_choice, parallel_tool_calls, stop, response_format, plan: see `Request`.
         samples: how many texts.
         drafts: "text" or "tokens" if denoising steps are sent, "" if not.
+        alternatives: how many of the likeliest tokens are told for each.
     """
 
     messages: list[Message]
@@ -49,6 +50,7 @@ class Asked:
     plan: CanvasPlan = field(default_factory=CanvasPlan)
     samples: int = 1
     drafts: str = ""
+    alternatives: int = 0
 
     def requests(self, service: Service) -> list[Request]:
         """One for each text, with seeds one after another.
@@ -63,7 +65,7 @@ class Asked:
                     service.conversation(self.messages), settings=settings, seed=(self.seed + i) % SEEDS,
                     thinking=self.thinking, tools=tuple(self.tools), tool_choice=self.tool_choice,
                     parallel_tool_calls=self.parallel_tool_calls, stop=tuple(self.stop),
-                    response_format=self.response_format, canvas=self.plan,
+                    response_format=self.response_format, canvas=self.plan, alternatives=self.alternatives,
                 )
                 for i in range(self.samples)
             ]  # fmt: skip

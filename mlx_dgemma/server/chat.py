@@ -35,6 +35,7 @@ REFUSED = {  # what would change the answer's meaning and is not there
     "logit_bias": "tokens cannot be weighted here", "chat_template": "the checkpoint's is used",
     **dict.fromkeys(("guided_json", "guided_regex", "guided_grammar", "grammar"), "use response_format"),
 }  # fmt: skip
+LEAST = -9999.0  # what OpenAI tells of tokens beyond all likelihood; JSON has no infinity
 
 
 @dataclass(kw_only=True)
@@ -85,12 +86,12 @@ class Chat(Asking):
         predicted = take_draft(asked, fields, service)
         within(asked, service)
         continues = _continue(asked, fields, service)
-        if fields.integer("top_logprobs", 0, 20):
-            raise Refused(
-                400, "top_logprobs: only the written tokens' own are known; leave it out", param="top_logprobs"
-            )
+        wants_logprobs = bool(fields.flag("logprobs"))
+        asked.alternatives = fields.integer("top_logprobs", 0, 20) or 0
+        if asked.alternatives and not wants_logprobs:
+            raise Refused(400, "top_logprobs goes with logprobs: true; give both", param="top_logprobs")
         return cls(
-            service=service, model=model, asked=asked, wants_logprobs=bool(fields.flag("logprobs")),
+            service=service, model=model, asked=asked, wants_logprobs=wants_logprobs,
             continues=continues, predicted=predicted, **streaming(fields),
         )  # fmt: skip
 
@@ -243,9 +244,16 @@ def called(call: ToolCall) -> dict[str, Any]:
 def logprobs(service: Service, part: Part) -> list[dict[str, Any]]:
     """What is known of the content's tokens: log-probabilities in the step that settled their canvas, tempered."""
     made = []
-    for token, log_p in zip(part.tokens, part.log_p, strict=True):
-        text = service.tokenizer.decode([token], skip_special_tokens=False)
-        byte = BYTE.fullmatch(service.tokenizer.convert_ids_to_tokens([token])[0])  # of a character in several tokens
-        data = list(text.encode()) if byte is None else [int(byte[1], 16)]
-        made.append({"token": text, "logprob": log_p, "bytes": data, "top_logprobs": []})
+    for i, (token, log_p) in enumerate(zip(part.tokens, part.log_p, strict=True)):
+        likely = part.alternatives[i] if part.alternatives else ()
+        top = [_logprob(service, *own) for own in likely]
+        made.append({**_logprob(service, token, log_p), "top_logprobs": top})
     return made
+
+
+def _logprob(service: Service, token: int, log_p: float) -> dict[str, Any]:
+    """A token: its text, and its bytes where it is a part of a character."""
+    text = service.tokenizer.decode([token], skip_special_tokens=False)
+    byte = BYTE.fullmatch(service.tokenizer.convert_ids_to_tokens([token])[0])
+    data = list(text.encode()) if byte is None else [int(byte[1], 16)]
+    return {"token": text, "logprob": max(log_p, LEAST), "bytes": data}

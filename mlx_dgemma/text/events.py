@@ -60,6 +60,8 @@ class TextCanvas:
         log_p: of each of the tokens, log-probability under the tempered distribution of the step that settled the
             canvas, nats; 0 for given ones.
         entropy: of that distribution, for each of the tokens, nats; 0 for given ones.
+        alternatives: by token, the likeliest ids there and their log-probabilities, likeliest first, as many as the
+            request wants; () if it wants none, for an answer of a given form, or when replayed from a trace.
         thought: what this canvas adds to the thoughts.
         tool_calls: calls that ended in it.
         spoken: which of the tokens are the answer's, and no thought's, call's or mark; () when replayed from a
@@ -83,6 +85,7 @@ class TextCanvas:
     fault: str = ""
     spoken: Sequence[int] = field(default=(), compare=False)
     stop_text: str = field(default="", compare=False)
+    alternatives: Sequence[Sequence[tuple[int, float]]] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class GenerationResult:
         steps_per_canvas: denoising steps.
         finish_reason: see `TextCanvas`; or "interrupted".
         stats: counts, seconds and bytes.
-        log_p, entropy: of each of the tokens, see `TextCanvas`.
+        log_p, entropy, alternatives: of each of the tokens, see `TextCanvas`.
         thought: what the model thought before it answered.
         tool_calls: calls that it makes, in order.
         fault: why the text has not the request's `response_format`; "" if it has.
@@ -115,6 +118,7 @@ class GenerationResult:
     tool_calls: tuple[ToolCall, ...] = ()
     fault: str = ""
     stop_text: str = ""
+    alternatives: Sequence[Sequence[tuple[int, float]]] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ def collect(canvases: Iterable[TextCanvas], finish_reason: str | None = None) ->
         finish_reason=(done[-1].finish_reason if done else None) or finish_reason or "length",
         stats=done[-1].stats if done else Stats(0, 0.0, 0, 0, 0, 0.0, mx.get_peak_memory()),
         log_p=[nats for c in done for nats in c.log_p],
+        alternatives=[own for c in done for own in c.alternatives],
         entropy=[nats for c in done for nats in c.entropy],
         thought="".join(c.thought for c in done),
         tool_calls=tuple(call for c in done for call in c.tool_calls),

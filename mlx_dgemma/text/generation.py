@@ -1,6 +1,6 @@
 """One text: canvases as they are denoised, and as text when they are committed."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -74,7 +74,10 @@ class _Writer:
         """Canvas after canvas, to the text's end; or to the end of the thought, where the prefix then ends."""
         run, last, first = self.run, None, self.canvases
         most = run.max_canvases - first
-        for event in stitch(run.model, self.cache, run.settings, self.noise, most, steerings=self.steerings):
+        for event in stitch(
+            run.model, self.cache, run.settings, self.noise, most,
+            steerings=self.steerings, alternatives=run.request.alternatives,
+        ):  # fmt: skip
             if isinstance(event, DenoisingStep):
                 last = event
                 with self.transcript.clock.paused():
@@ -103,4 +106,13 @@ def _committed(event: CommittedCanvas, last: DenoisingStep | None) -> Committed:
     tokens = host.ints(event.tokens[0])
     if not event.steps or last is None:
         return Committed(tokens, 0, [0.0] * len(tokens), [0.0] * len(tokens))
-    return Committed(tokens, event.steps, host.floats(last.log_p[0]), host.floats(last.entropy[0]))
+    log_p, entropy = host.floats(last.log_p[0]), host.floats(last.entropy[0])
+    return Committed(tokens, event.steps, log_p, entropy, _alternatives(last))
+
+
+def _alternatives(last: DenoisingStep) -> Sequence[Sequence[tuple[int, float]]]:
+    """By position, the likeliest ids and their log-probabilities; () if nobody asked."""
+    if last.alternatives is None:
+        return ()
+    rows = zip(*(own[0].tolist() for own in last.alternatives), strict=True)
+    return [[*zip(ids, log_p, strict=True)] for ids, log_p in rows]

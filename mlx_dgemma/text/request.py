@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Message = dict[str, Any]  # JSON: "role", "content", and what a chat template takes beside them
 Prompt = str | list[Message] | list[int]
 MAX_SEED = 2**63 - 1
+MAX_ALTERNATIVES = 100
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Request:
         stop: texts that end the answer where the first of them would stand.
         response_format: the form of the answer, as OpenAI's clients write it: {"type": "json_object"}, or {"type":
             "json_schema", "json_schema": {"schema": …, "strict": …}}; see `text.formats`.
+        alternatives: how many of the likeliest tokens are told for each token of the text, 0 … 100.
 
     Raises:
         DGemmaError: settings, a seed, a canvas, a number of samples, a choice or stop texts that are none.
@@ -88,6 +90,7 @@ class Request:
     parallel_tool_calls: bool = True
     stop: Sequence[str] = ()
     response_format: Mapping[str, Any] | None = None
+    alternatives: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings, GenerationConfig):
@@ -96,6 +99,10 @@ class Request:
             raise DGemmaError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed!r}")
         if type(self.samples) is not int or self.samples < 1:
             raise DGemmaError(f"the number of samples must be an integer from 1 on, got {self.samples!r}")
+        if type(self.alternatives) is not int or not 0 <= self.alternatives <= MAX_ALTERNATIVES:
+            raise DGemmaError(
+                f"alternatives must be an integer from 0 to {MAX_ALTERNATIVES}, got {self.alternatives!r}"
+            )
         for name in ("chat_template", "thinking", "parallel_tool_calls"):
             if type(vars(self)[name]) is not bool:
                 raise DGemmaError(f"{name} must be True or False, got {vars(self)[name]!r}")

@@ -30,12 +30,14 @@ class Committed:
         steps: denoising steps it took; 0 for one that was given whole.
         log_p, entropy: of the tokens, and of their distributions, in the step that settled them; nats, 0 where the
             token was given.
+        alternatives: by position, the likeliest ids and their log-probabilities then; () if nobody asked.
     """
 
     tokens: list[int]
     steps: int
     log_p: list[float]
     entropy: list[float]
+    alternatives: Sequence[Sequence[tuple[int, float]]] = ()
 
 
 class Clock:
@@ -118,6 +120,7 @@ class Transcript:
             stats=self._stats(),
             log_p=canvas.log_p[:length],
             entropy=canvas.entropy[:length],
+            alternatives=canvas.alternatives[:length],
             thought=reply.thought,
             tool_calls=reply.tool_calls,
             spoken=spoken,

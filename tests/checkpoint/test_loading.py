@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from mlx_dgemma import DGemmaError, load
 from mlx_dgemma.checkpoint.headers import read_headers
 from mlx_dgemma.checkpoint.loading import load_model
+from mlx_dgemma.model.attention import Place
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.layers import GatedMLP
 from mlx_dgemma.model.prefill import prefill
@@ -311,10 +312,11 @@ def test_projections_of_different_formats_stay_apart(folder):
     model = load_model(folder, ModelConfig.from_file(folder / "config.json"), fuse=False)
     attention, x = model.model.decoder.layers[0].self_attn, mx.random.normal((1, 3, 64), key=mx.random.key(1))
     nn.quantize(attention, 32, 8, class_predicate=lambda path, module: path == "v_proj")
-    before = attention(x, 0, lambda k, v: (k, v), True)
+    place = Place(0, lambda k, v: (k, v), is_causal=True)
+    before = attention(x, [place])
     attention.fuse()
     assert "qkv_proj" not in attention
-    np.testing.assert_allclose(np.array(attention(x, 0, lambda k, v: (k, v), True)), np.array(before), atol=1e-6)
+    np.testing.assert_allclose(np.array(attention(x, [place])), np.array(before), atol=1e-6)
 
 
 def test_quantized_matrices_are_fused_too(folder, tmp_path):

@@ -160,3 +160,18 @@ def test_a_cutoff_over_a_quantized_table(bits):
     cut = np.array(sparse_by_the_book(hidden, dense, 6.0, 0.6)).reshape(-1, H)
     np.testing.assert_allclose(got[:4], exact[:4], atol=5e-4)
     np.testing.assert_allclose(got[4:], cut[4:], atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "block", "count"), [(300, 32, 1), (300, 48, 5), (300, 8192, 20), (7, 16, 20), (40, 16, 20)]
+)
+def test_the_likeliest_ids_are_told_in_order(size, block, count):
+    hidden, table, dense = make(size, 3, sharpness=0.3)
+    query = Query(0.7, None, wants_soft=False, alternatives=count)
+    got, expected = predict(hidden, table, query, block), plain(hidden, dense, query)
+    assert got.alternatives[0].shape == (B, C, min(count, size))
+    assert np.array_equal(np.array(got.alternatives[0]), np.array(expected.alternatives[0]))
+    np.testing.assert_allclose(np.array(got.alternatives[1]), np.array(expected.alternatives[1]), atol=5e-5)
+    assert np.array_equal(np.array(got.alternatives[0][..., 0]), np.array(got.argmax))
+    np.testing.assert_allclose(np.array(got.alternatives[1][..., 0]), np.array(got.log_p), atol=1e-5)
+    assert predict(hidden, table, Query(0.7, None, wants_soft=False), block).alternatives is None

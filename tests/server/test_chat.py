@@ -1,6 +1,7 @@
 """/v1/chat/completions: the shapes that clients rely on, and what is refused."""
 
 import json
+import math
 import socket
 import time
 
@@ -106,6 +107,20 @@ def test_logprobs_are_those_of_the_contents_tokens(server):
     assert all(token["logprob"] <= 0 and bytes(token["bytes"]).decode() == token["token"] for token in content)
 
 
+def test_the_likeliest_tokens_are_told_beside_the_written_one(server):
+    body = ASK | {"logprobs": True, "top_logprobs": 4}
+    (choice,) = server.post(PATH, body).json()["choices"]
+    content = choice["logprobs"]["content"]
+    for token in content:
+        top = token["top_logprobs"]
+        assert len(top) == 4 and top[0]["token"] == token["token"]
+        assert top[0]["logprob"] == pytest.approx(token["logprob"], abs=1e-4)
+        assert [own["logprob"] for own in top] == sorted((own["logprob"] for own in top), reverse=True)
+        assert sum(math.exp(own["logprob"]) for own in top) <= 1 + 1e-4
+    told = [choice.get("logprobs") for chunk in chunks(server, body) for choice in chunk["choices"]]
+    assert [own for one in told if one for own in one["content"]] == content
+
+
 def test_a_form_and_a_template_and_a_draft(server):
     schema = {"type": "object", "properties": {"even": {"type": "boolean"}}, "required": ["even"]}
     form = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
@@ -172,7 +187,7 @@ def test_content_in_parts_and_a_stop_text_and_a_length(server):
         (ASK | {"tool_choice": 3}, "tool_choice"),
         (ASK | {"response_format": {"type": "xml"}}, "xml"),
         (ASK | {"logit_bias": {"1": 2}}, "logit_bias is not supported"),
-        (ASK | {"top_logprobs": 5}, "top_logprobs"),
+        (ASK | {"top_logprobs": 5}, "top_logprobs"), (ASK | {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (ASK | {"functions": [{}]}, "use tools"),
         (ASK | {"diffusion": {"steps": 3}}, "diffusion.steps is unknown"),
         (ASK | {"diffusion": {"t_min": -1}}, "diffusion.t_min"),

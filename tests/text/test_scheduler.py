@@ -23,6 +23,8 @@ MIXED = [
     Request("sudoku 1..4..1.2....3.1", seed=2, settings=GenerationConfig(max_denoising_steps=4)),
     Request("spell 1842", stop=["hundred"]),
     Request("upper abc", canvas="A{3} and {2}"),
+    Request("upper abcdef", alternatives=3),
+    Request("upper abcd", alternatives=5),
     Request("reverse hello", settings=GenerationConfig(t_max=2.0, t_min=1.0, entropy_bound=3.0)),
     Request("sort 5 3 1", settings=GenerationConfig(soft_embedding_cutoff=10.0)),
     Request("roman 7", response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": False}}),
@@ -50,6 +52,9 @@ def test_each_text_is_what_it_is_alone(engine, rows):
         alone = collect(event for event in events if isinstance(event, TextCanvas))
         assert (result.text, result.tokens, result.finish_reason) == (alone.text, alone.tokens, alone.finish_reason)
         assert result.steps_per_canvas == alone.steps_per_canvas and result.tool_calls == alone.tool_calls
+        for got, want in zip(result.alternatives, alone.alternatives, strict=True):
+            assert [own[0] for own in got[:1]] == [own[0] for own in want[:1]] and len(got) == request.alternatives
+            assert [own[1] for own in got] == pytest.approx([own[1] for own in want], abs=0.02)
         drafts = [event.draft.tolist() for event in events if isinstance(event, DenoisingStep)]
         assert [event.draft.tolist() for event in steps.get(number, [])] == drafts
 
