@@ -172,12 +172,16 @@ class _Reading:
     """What the tokens of a run say, up to its stop texts."""
 
     def __init__(self, run: Run, tokenizer: Tokenizer):
-        request = run.request
-        self.parser = ReplyParser(
-            tokenizer, prompt=run.ids, tools=request.tools, given=run.given, one_call=not request.parallel_tool_calls
-        )
-        self._stops = StopTexts(request.stop)
-        self._before = 0  # tokens of earlier canvases
+        self._run, self._tokenizer = run, tokenizer
+        self.parser = self._new_parser()
+        self._stops = StopTexts(run.request.stop)
+        self._ids: list[int] = []  # of earlier canvases
+        self._calls = self._thought = 0  # calls and characters of thoughts in these
+
+    def _new_parser(self) -> ReplyParser:
+        run, tools = self._run, self._run.request.tools
+        one_call = not run.request.parallel_tool_calls
+        return ReplyParser(self._tokenizer, prompt=run.ids, tools=tools, given=run.given, one_call=one_call)
 
     @property
     def stop_text(self) -> str:
@@ -193,15 +197,18 @@ class _Reading:
         text = self._stops.add(part.content, final=False)
         thought, calls = part.thought, part.tool_calls
         if self.parser.has_called:
-            new, reason = new[: self.parser.position - self._before], "stop"
+            new, reason = new[: self.parser.position - len(self._ids)], "stop"
         if reason is not None or self._stops.found:
             end = self.parser.end(is_cut=reason in ("length", "repetition"))
             text += self._stops.add(end.content, final=True)
             thought, calls = thought + end.thought, calls + end.tool_calls
             reason = "stop" if self._stops.found else end.finish_reason if reason == "stop" else reason
         if self._stops.found:
-            new = new[: self.parser.position_of(self._stops.end) + 1 - self._before]
-        self._before += len(new)
+            new = new[: self.parser.position_of(self._stops.end) + 1 - len(self._ids)]
+            before = self._new_parser().add([*self._ids, *new])  # what the canvas holds behind the stop text is dropped
+            thought, calls = before.thought[self._thought :], before.tool_calls[self._calls :]
+        self._ids += new
+        self._calls, self._thought = self._calls + len(calls), self._thought + len(thought)
         return Reply(text, thought, calls, reason), new
 
 

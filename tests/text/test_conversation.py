@@ -168,6 +168,17 @@ def test_a_stop_text_ends_the_answer(talker, writes, stop, text, kept):
         assert talker.tokenizer.decode(result.tokens).endswith(kept) and len(result.log_p) == len(result.tokens)
 
 
+def test_nothing_behind_a_stop_text_is_told(talker, writes):
+    """A call or a thought that the same canvas holds was never made; what stands before it was."""
+    call = ids('<|tool_call>call:look{at:<|"|>it<|"|>}<tool_call|>')
+    writes([OPENS, *ids("thought\nwell"), CLOSES, *ids("a STOP"), *call, 50])
+    result = asked(talker, stop=["STOP"], tools=TOOLS)
+    assert (result.text, result.thought, result.tool_calls, result.finish_reason) == ("a ", "well", (), "stop")
+    writes([*call, *ids("b STOP"), OPENS, *ids("thought\nmore"), CLOSES, END])
+    result = asked(talker, stop=["STOP"], tools=TOOLS)
+    assert [c.name for c in result.tool_calls] == ["look"] and (result.text, result.thought) == ("b ", "")
+
+
 def test_a_stop_text_is_found_across_canvases_and_nothing_of_it_was_shown(talker, writes):
     first = ids("ab " * 40)[: CANVAS - 2]
     writes([*first, *ids("ST")], [*ids("OP here"), END])
