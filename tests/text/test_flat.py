@@ -217,8 +217,13 @@ def test_a_leak_is_seen(engine, tmp_path, monkeypatch, leak):
 
 
 def test_a_cache_that_is_kept_is_seen(engine, tmp_path, monkeypatch):
-    kept, prefix = [], Run.prefix
-    monkeypatch.setattr(Run, "prefix", lambda run: kept.append(made := prefix(run)) or made)
+    kept, encode = [], Run.encode
+
+    def keeping(run):
+        kept.append((yield from encode(run)))
+        return kept[-1]
+
+    monkeypatch.setattr(Run, "encode", keeping)
     assert "active" in "".join(grown(drive(engine, tmp_path, monkeypatch, [["abandoned"] * 4] * 8), 32))
 
 
