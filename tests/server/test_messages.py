@@ -62,7 +62,7 @@ def users(*blocks):
 def part(text="", thought="", calls=(), reason=None):
     stats = Stats(11, 0.1, 5, 1, 2, 0.1, 1)
     end = None if reason is None else End([2], stats, 0, "")
-    return Part(0, text, thought, tuple(calls), [], [], reason, end)
+    return Part(0, text, thought, tuple(calls), [], [], (), reason, end)
 
 
 def test_a_thought_a_text_and_calls_are_blocks_of_their_own(server):

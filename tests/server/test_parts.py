@@ -20,7 +20,7 @@ class Nothing:
 def part(text="", thought="", calls=(), reason=None):
     stats = Stats(11, 0.1, 9, 1, 2, 0.1, 1, thought_tokens=4, cached_tokens=3)
     end = None if reason is None else End([2], stats, 0, "")
-    return Part(0, text, thought, tuple(calls), [], [], reason, end)
+    return Part(0, text, thought, tuple(calls), [], [], (), reason, end)
 
 
 PARTS = [
