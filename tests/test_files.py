@@ -1,6 +1,8 @@
 """Reading nothing but files, and names that are none."""
 
 import os
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,12 @@ def test_what_is_no_file(tmp_path, name):
 def test_a_name_that_no_file_can_have(tmp_path):
     with pytest.raises(DGemmaError, match="no name of a file"):
         check_writable(tmp_path / "a\x00b")
+
+
+def test_every_room_is_in_the_wheel():
+    """The list of packages is written out, as one of them lies elsewhere."""
+    root = Path(__file__).parents[1]
+    with (root / "pyproject.toml").open("rb") as file:
+        named = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    found = {".".join(path.parent.relative_to(root).parts) for path in (root / "mlx_dgemma").rglob("__init__.py")}
+    assert named == found | {"mlx_dgemma.converter"}
