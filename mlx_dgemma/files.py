@@ -53,6 +53,22 @@ def check_writable(path: str | Path) -> None:
         raise DGemmaError(f"{path} cannot be written: {error.strerror}; choose another place") from None
 
 
+def check_output(path: Path, *, resume: bool, force: bool) -> None:
+    """Refuses an --output that cannot be gone on with, or that holds something nobody said what to do with.
+
+    Raises:
+        DGemmaError: what is wrong, and what to do.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise DGemmaError(
+            f"--output {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file"
+        )
+    if path.exists() and not path.is_file():
+        raise DGemmaError(f"--output {path} is no ordinary file; name another")
+    if path.exists() and not (resume or force):
+        raise DGemmaError(f"{path} exists; --resume goes on with it, --force starts over")
+
+
 def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` with an open file, which takes its name only when complete; what stood there stays until then.
 

@@ -10,10 +10,11 @@ if __name__ == "__main__":
 import json
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.files import check_writable
+from mlx_dgemma.files import check_output, check_writable
 from mlx_dgemma.tasks import is_known
 from mlx_dgemma.terminal.arguments import Many, Options, parse
 from mlx_dgemma.terminal.cli import exit_code, say
@@ -46,8 +47,8 @@ def run(request: Request, options: Options) -> int:
     """Loads the model and does what was asked; the exit code."""
     if options.trace is not None:
         check_writable(options.trace)
-    if options.many is not None:
-        Answers(options.many.output, "").check(resume=options.many.resume, force=options.many.force)
+    if options.many is not None and options.many.output is not None:
+        check_output(Path(options.many.output), resume=options.many.resume, force=options.many.force)
     # Late, so that --help and a mistyped option answer at once.
     with signals.uninterrupted():
         from mlx_dgemma.terminal.progress import ProgressLine

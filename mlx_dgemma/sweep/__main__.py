@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_dgemma.checkpoint.headers import sha256
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.files import check_output
 from mlx_dgemma.sweep import frontier, journal
 from mlx_dgemma.sweep.grid import FIELDS, Grid, Settings, parse_grid, text_of
 from mlx_dgemma.sweep.plugins import settings_of
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
     """Everything that can fail early, then the generations, then the table and the plot."""
     if args.plot is not None:
         frontier.check_plot(args.plot)
-    journal.check_output(args.output, resume=args.resume, force=args.force)
+    check_output(args.output, resume=args.resume, force=args.force)
     plan = plan_trials(grid, questions(args))
     description = describe(args, grid)
     rows, nbytes = journal.read_back(args.output, grid, plan, description) if args.resume else ([], 0)

@@ -33,18 +33,6 @@ def columns(grid: Grid) -> list[str]:
     return [*grid.axes, *(f.name for f in fields(Outcome))]
 
 
-def check_output(path: Path, *, resume: bool, force: bool) -> None:
-    """Refuses a path that cannot be written, or that holds something nobody said what to do with."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise DGemmaError(
-            f"--output {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file"
-        )
-    if path.exists() and not path.is_file():
-        raise DGemmaError(f"--output {path} is no ordinary file; name another")
-    if path.exists() and not (resume or force):
-        raise DGemmaError(f"{path} exists; --resume goes on with it, --force starts over")
-
-
 def begin(path: Path, grid: Grid, description: dict[str, Any]) -> TextIO:
     """Starts a CSV afresh; the file is open for `append`."""
     path.unlink(missing_ok=True)  # first: an old CSV must never stand beside a new description

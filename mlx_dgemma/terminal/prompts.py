@@ -88,23 +88,6 @@ class Answers:
         self.path, self.checkpoint = path, checkpoint
         self._file: TextIO = sys.stdout
 
-    def check(self, *, resume: bool, force: bool) -> None:
-        """Refuses a path that cannot be written, or that holds something nobody said what to do with.
-
-        Raises:
-            DGemmaError: what is wrong, and what to do.
-        """
-        if self.path is None:
-            return
-        path = Path(self.path)
-        if path.is_dir() or not path.parent.is_dir():
-            what = "a folder" if path.is_dir() else "its folder does not exist"
-            raise DGemmaError(f"--output {path}: {what}; name a file")
-        if path.exists() and not path.is_file():
-            raise DGemmaError(f"--output {path} is no ordinary file; name another")
-        if path.exists() and not (resume or force):
-            raise DGemmaError(f"{path} exists; --resume goes on with it, --force starts over")
-
     def open(self, asked: Sequence[Asked], *, resume: bool) -> list[Asked]:
         """Opens the file; what is left to be answered.
 
