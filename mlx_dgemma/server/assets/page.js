@@ -3,6 +3,7 @@
 import { Failure, complete, models, setKey } from "./api.js";
 import { redraw } from "./canvas.js";
 import { refreshPalette } from "./colour.js";
+import { ask } from "./dialog.js";
 import { make } from "./dom.js";
 import { fields, open as openSettings, systemText } from "./settings.js";
 import { begin, exported, remove, save, state, take } from "./store.js";
@@ -80,28 +81,6 @@ function showList() {
     }),
   );
 }
-
-// Asks for a line, or, without a label, whether to go on; null if that was cancelled.
-function ask(title, label, value = "") {
-  const [dialog, answer] = [byId("ask"), byId("answer")];
-  byId("ask-title").textContent = title;
-  byId("ask-label").hidden = !label;
-  byId("ask-label").firstElementChild.textContent = label;
-  answer.type = label === "Key" ? "password" : "text";
-  answer.value = value;
-  dialog.returnValue = "";
-  dialog.showModal();
-  (label ? answer : byId("yes")).focus();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes" ? answer.value : null), { once: true });
-  });
-}
-
-byId("answer").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.isComposing) return;
-  event.preventDefault(); // or the form would be sent by its first button, which cancels
-  byId("ask").close("yes");
-});
 
 async function renameOne(conversation) {
   const title = await ask("Rename this conversation", "Name", conversation.title);
