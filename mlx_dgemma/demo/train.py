@@ -21,10 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="D", help="folder to save into")
     add("--steps", type=int, default=6000, metavar="N", help="batches (default: 6000)")
     add("--batch-size", type=int, default=64, metavar="N", help="canvases in a batch (default: 64)")
-    add("--evaluate-every", type=int, default=500, metavar="N", help="steps between two looks (default: 500)")
+    add("--save-every", type=float, default=15, metavar="M", help="minutes between two saves (default: 15)")
     add("--seed", type=int, default=0, metavar="N", help="of data, corruption and weights (default: 0)")
     add("--start", type=Path, metavar="D", help="go on from this checkpoint")
-    add("--stitched", type=float, default=0.12, metavar="SHARE", help="of batches that denoise a second canvas")
     add("--rate", type=float, default=1.0, metavar="FACTOR", help="on both learning rates (default: 1)")
     return parser
 

@@ -3,37 +3,38 @@
 The objective is DeepMind's (google-deepmind/gemma, gemma/diffusion): one canvas of the answer at a time, each token
 replaced by a uniformly random one with probability t ~ U(0, 1) per example; unweighted cross-entropy over every canvas
 position; self-conditioning on half of the batches (a first pass without gradient); plus the encoder's autoregressive
-loss with weight 1. Seeded: the same steps and thread count make the same checkpoint again.
+loss over prompt and answer with weight 1. Seeded: the same steps and thread count make the same checkpoint again.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 from transformers.models.diffusion_gemma import DiffusionGemmaGenerationConfig
 
-from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, EOS, PAD, SPECIAL, build_tokenizer, write_tokenizer
+from mlx_dgemma.demo.batches import CANVAS, TOKENIZER, Batch, batches, encode_prompt, left_pad
+from mlx_dgemma.demo.optimizer import make_optimizers
+from mlx_dgemma.demo.vocabulary import BOS, END_OF_TURN, EOS, PAD, RESPONSE, write_tokenizer
 from mlx_dgemma.model.config import published_dialect, read_config
 from mlx_dgemma.tasks import TASKS, examples
 from mlx_dgemma.terminal import signals
 
-CANVAS = 64
-TOKENIZER = build_tokenizer()
-Batch = tuple[Tensor, Tensor, Tensor]
+Masks = dict[str, Tensor]
+EMBEDDING = "model.decoder.embed_tokens.weight"
 
 
 def model_config() -> DiffusionGemmaConfig:
     """The published architecture at 2.2 M parameters: every kind of layer is there, twice."""
     text = {
-        "vocab_size": len(SPECIAL) + len(CHARACTERS),
+        "vocab_size": TOKENIZER.get_vocab_size(),
         "hidden_size": 128,
         "intermediate_size": 256,
         "moe_intermediate_size": 64,
@@ -52,7 +53,7 @@ def model_config() -> DiffusionGemmaConfig:
         "initializer_range": 0.05,
         "pad_token_id": PAD,
         "eos_token_id": EOS,
-        "bos_token_id": 2,
+        "bos_token_id": BOS,
     }
     vision = {
         "model_type": "gemma4_vision",
@@ -66,65 +67,65 @@ def model_config() -> DiffusionGemmaConfig:
         "patch_size": 4,
         "position_embedding_size": 16,
     }
-    top: dict[str, Any] = {"canvas_length": CANVAS, "eos_token_id": [EOS, END_OF_TURN]}
+    top: dict[str, Any] = {"canvas_length": CANVAS, "eos_token_id": [EOS, END_OF_TURN, RESPONSE]}
     return DiffusionGemmaConfig(text_config=text, vision_config=vision, **top)
 
 
-def encode_prompt(prompt: str) -> list[int]:
-    text = f"<bos><|turn>user\n{prompt}<turn|>\n<|turn>model\n"
-    return TOKENIZER.encode(text, add_special_tokens=False).ids
+def load_start(folder: Path) -> DiffusionGemmaForBlockDiffusion:
+    """A checkpoint to go on from; of one with another vocabulary, embeddings are carried over by token."""
+    old = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
+    tokens = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    if tokens == TOKENIZER.get_vocab():
+        return old
+    model = DiffusionGemmaForBlockDiffusion._from_config(model_config(), attn_implementation="sdpa")
+    state, table = old.state_dict(), model.state_dict()[EMBEDDING].clone()
+    for token, i in TOKENIZER.get_vocab().items():
+        if token in tokens:
+            table[i] = state[EMBEDDING][tokens[token]]
+    missing = {name: table if name.endswith(("embed_tokens.weight", "lm_head.weight")) else t for name, t in state.items()}
+    model.load_state_dict(missing)
+    return model
 
 
-def encode_answer(answer: str) -> list[int]:
-    """Answer, end of turn, padding up to whole canvases."""
-    ids = [*TOKENIZER.encode(answer, add_special_tokens=False).ids, END_OF_TURN]
-    return ids + [PAD] * (-len(ids) % CANVAS)
+def masks(start: Tensor, length: int, window: int) -> tuple[Masks, Masks]:
+    """What the encoder's (T, T) and the canvas' (B, 1, C, T + C) queries see, by kind of layer.
 
-
-def left_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (B, T) each. RoPE is relative, so a shifted row is the same row."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask.bool()
-
-
-def batches(seed: int, batch_size: int, stitched_share: float) -> Iterator[Batch]:
-    """Prefix ids (B, T), prefix mask (B, T) and clean canvas (B, C).
-
-    A batch has first canvases of any task, or (this share of the batches) second canvases of `count`.
+    The canvas sees the prefix up to where it begins, in sliding layers the last `window - 1` tokens of it, and itself.
     """
-    anything, counts = examples(seed, held_out=False), examples(seed, held_out=False, task="count")
-    chance = torch.Generator().manual_seed(seed)
-    while True:
-        stitched = torch.rand((), generator=chance) < stitched_share
-        chosen = [next(counts if stitched else anything) for _ in range(batch_size)]
-        start = CANVAS if stitched else 0
-        answers = [encode_answer(e.answer) for e in chosen]
-        prefixes = [encode_prompt(e.prompt) + a[:start] for e, a in zip(chosen, answers, strict=True)]
-        yield *left_pad(prefixes), torch.tensor([a[start : start + CANVAS] for a in answers])
+    at = torch.arange(length)
+    causal = at[:, None] >= at
+    near = causal & (at[:, None] - at < window)
+    size = (len(start), 1, CANVAS, length)
+    before = (at < start[:, None])[:, None, None].expand(size)
+    recent = before & (at > (start - window)[:, None])[:, None, None]
+    kinds = ("full_attention", "sliding_attention")
+    own = (CANVAS, CANVAS)
+    rows = len(start)
+    reader = {kind: m.expand(rows, 1, length, length) for kind, m in zip(kinds, (causal, near), strict=True)}
+    return reader, {kind: pad(m, (0, own[1]), value=True) for kind, m in zip(kinds, (before, recent), strict=True)}
 
 
 def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[Tensor, Tensor]:
     """Denoiser loss and encoder loss (nats per token)."""
-    prefix, mask, clean = batch
-    vocabulary: int = model.config.get_text_config().vocab_size
-    cache = DynamicCache(config=model.config.get_text_config())
-    hidden = model.model.encoder(input_ids=prefix, attention_mask=mask, past_key_values=cache).last_hidden_state
+    text = model.config.get_text_config()
+    reader, viewer = masks(batch.start, batch.ids.shape[1], text.sliding_window)
+    cache = DynamicCache()  # every layer whole: each row's canvas begins elsewhere
+    hidden = model.model.encoder(input_ids=batch.ids, attention_mask=reader, cache=cache).last_hidden_state
     cap = model.final_logit_softcapping
     encoder_logits = cap * torch.tanh(model.lm_head(hidden[:, :-1]) / cap)
-    targets = prefix[:, 1:].masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
+    targets = batch.ids[:, 1:].masked_fill(~batch.read[:, 1:], -100)
     encoder_loss = cross_entropy(encoder_logits.flatten(0, 1), targets.flatten())
 
-    corrupt = torch.rand(clean.shape) < torch.rand(len(clean), 1)
-    noisy = torch.where(corrupt, torch.randint(vocabulary, clean.shape), clean)
-    visible = torch.nn.functional.pad(mask, (0, CANVAS), value=True)
+    corrupt = torch.rand(batch.clean.shape) < torch.rand(len(batch.clean), 1)
+    noisy = torch.where(corrupt, torch.randint(text.vocab_size, batch.clean.shape), batch.clean)
+    positions = batch.start[:, None] + torch.arange(CANVAS)
 
     def denoise(previous: Tensor | None) -> Tensor:
         logits: Tensor = model(
             decoder_input_ids=noisy,
-            past_key_values=cache,
-            decoder_attention_mask=visible,
+            cache=cache,
+            decoder_attention_mask=viewer,
+            decoder_position_ids=positions,
             self_conditioning_logits=previous,
         ).logits
         return logits
@@ -134,48 +135,7 @@ def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple
         with torch.no_grad():
             previous = denoise(None)
     logits = denoise(previous)
-    return cross_entropy(logits.flatten(0, 1), clean.flatten()), encoder_loss
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised updates (Jordan 2024, "Muon"), for matrices and stacks of expert matrices."""
-
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # without torch's closure, which nothing here gives
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                buffer = state.setdefault("buffer", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalise(p.grad.lerp(buffer, group["momentum"]))
-                p.add_(update, alpha=-group["lr"] * max(1, p.shape[-2] / p.shape[-1]) ** 0.5)
-
-
-def orthogonalise(x: Tensor, iterations: int = 5) -> Tensor:
-    """Newton–Schulz iteration towards the nearest semi-orthogonal matrix, over the last two axes."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-def make_optimizers(model: DiffusionGemmaForBlockDiffusion) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
-    for name, p in model.named_parameters():
-        if "vision" in name:
-            p.requires_grad_(False)
-        elif p.ndim >= 2 and "embed_tokens" not in name and "router" not in name:
-            matrices.append(p)
-        else:
-            others.append(p)
-    return [Muon(matrices, lr=0.02), torch.optim.Adam(others, lr=2e-3, betas=(0.9, 0.95))]
+    return cross_entropy(logits.flatten(0, 1), batch.clean.flatten()), encoder_loss
 
 
 @dataclass(frozen=True)
@@ -183,22 +143,20 @@ class Plan:
     """A training run.
 
     Attributes:
-        output: folder to save into, every `evaluate_every` steps and at the end.
+        output: folder to save into, every `save_every` minutes and at the end.
         steps, batch_size: how many of them, and of how many canvases.
-        evaluate_every: steps between two looks at held-out prompts.
+        save_every: minutes between two saves.
         seed: of data, corruption and initial weights.
         start: checkpoint to go on from; None starts afresh.
-        stitched: share of batches that denoise a second canvas.
         rate: factor on both learning rates.
     """
 
     output: Path
     steps: int = 6000
     batch_size: int = 64
-    evaluate_every: int = 500
+    save_every: float = 15
     seed: int = 0
     start: Path | None = None
-    stitched: float = 0.12
     rate: float = 1.0
 
 
@@ -206,13 +164,13 @@ def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
     """Trains, saves, and tells how it goes on stdout."""
     torch.manual_seed(plan.seed)
     if plan.start:
-        model = DiffusionGemmaForBlockDiffusion.from_pretrained(plan.start, dtype=torch.float32)
+        model = load_start(plan.start)
     else:
         model = DiffusionGemmaForBlockDiffusion._from_config(model_config(), attn_implementation="sdpa")
     model.set_experts_implementation("grouped_mm")
     optimizers = make_optimizers(model)
     peaks = [plan.rate * group["lr"] for o in optimizers for group in o.param_groups]
-    data, began = batches(plan.seed, plan.batch_size, plan.stitched), time.time()
+    data, began, saved = batches(plan.seed, plan.batch_size), time.time(), time.time()
     for step in range(1, plan.steps + 1):
         factor = min(step / 100, 0.5 + 0.5 * math.cos(math.pi * step / plan.steps))
         for optimizer, peak in zip(optimizers, peaks, strict=True):
@@ -227,10 +185,11 @@ def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
             seconds = (time.time() - began) / step
             losses = f"denoiser {denoiser_loss:.4f}  encoder {encoder_loss:.4f}"
             print(f"{step:5d}  {losses}  {seconds:.2f} s/step", flush=True)
-        if step % plan.evaluate_every == 0 or step == plan.steps:
-            print(f"{step:5d}  exact match: {quick_scores(model, 16)}", flush=True)
+        if time.time() - saved > 60 * plan.save_every or step == plan.steps:
             with signals.uninterrupted():
                 save(model, plan.output)
+            saved = time.time()
+    print(f"exact match: {quick_scores(model, 16)}", flush=True)
     return model
 
 
@@ -255,7 +214,7 @@ def quick_scores(model: DiffusionGemmaForBlockDiffusion, n: int) -> str:
 
 def generation_config() -> DiffusionGemmaGenerationConfig:
     defaults = DiffusionGemmaGenerationConfig._get_default_generation_params()
-    return DiffusionGemmaGenerationConfig(**defaults, eos_token_id=[EOS, END_OF_TURN], pad_token_id=PAD)
+    return DiffusionGemmaGenerationConfig(**defaults, eos_token_id=[EOS, END_OF_TURN, RESPONSE], pad_token_id=PAD)
 
 
 def save(model: DiffusionGemmaForBlockDiffusion, folder: Path) -> None:
@@ -270,3 +229,4 @@ def save(model: DiffusionGemmaForBlockDiffusion, folder: Path) -> None:
     config["text_config"] = published_dialect(config["text_config"])  # which every reader knows
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(folder)
+

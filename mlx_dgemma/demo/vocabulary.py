@@ -1,33 +1,31 @@
-"""Tokenizer files of the embedded checkpoint: one token a character, Gemma's turn markers, Gemma's chat template."""
+"""Tokenizer files of the embedded checkpoint: one token a character, and Gemma's markers as single tokens."""
 
 import json
-import string
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 
-# The two turn openings are single tokens here; as text they read like Gemma's.
-SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<turn|>", "<|turn>user\n", "<|turn>model\n", "<|turn>system\n")
-PAD, EOS, BOS, END_OF_TURN = 0, 1, 2, 4
-CHARACTERS = "\n " + string.digits + string.ascii_letters + ".,:;!?'\"()[]{}<>|+-*/=_&%#@$"
-# As Gemma's: a content is a text or a list of parts, trimmed.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}"
-    "{% endfor %}{% endif %}<turn|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
-)
+# Gemma's names, each one token that a text never holds.
+SPECIAL = (
+    "<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>", "<|tool>",
+    "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|image>", "<|image|>",
+    "<image|>",
+)  # fmt: skip
+PAD, EOS, BOS, END_OF_TURN = 0, 1, 2, SPECIAL.index("<turn|>")
+RESPONSE = SPECIAL.index("<|tool_response>")  # ends a turn that waits for a tool's result
+HEADS = ("user\n", "model\n", "system\n", "thought\n")  # what follows a marker is one token too, its line break included
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # all that ASCII prints
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
 def build_tokenizer() -> Tokenizer:
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *CHARACTERS))}
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *HEADS, *CHARACTERS))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_tokens([AddedToken(head, normalized=False) for head in HEADS])
     return tokenizer
 
 
@@ -43,4 +41,4 @@ def write_tokenizer(folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")

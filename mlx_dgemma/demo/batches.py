@@ -1,0 +1,101 @@
+"""Batches of the embedded checkpoint's training: whole conversations, and one canvas of each answer."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlx_dgemma.demo.talks import Talk, bare, draw_talks, render, thoughtful
+from mlx_dgemma.demo.vocabulary import END_OF_TURN, PAD, RESPONSE, build_tokenizer
+from mlx_dgemma.tasks import Example, examples
+
+CANVAS = 64
+TOKENIZER = build_tokenizer()
+LONG, TALKS = 0.12, 0.15  # shares of the batches: answers of several canvases, and talks
+POOL = 2  # batches that are drawn together and sorted by length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of ids, right-padded.
+
+    Attributes:
+        ids: (B, T); prompt, answer, and fill up to whole canvases.
+        read: (B, T) bool; what the causal loss covers: prompt and answer with the token that ends it.
+        start: (B,); where the canvas begins.
+        clean: (B, C); the canvas.
+    """
+
+    ids: Tensor
+    read: Tensor
+    start: Tensor
+    clean: Tensor
+
+
+def encode(text: str) -> list[int]:
+    ids: list[int] = TOKENIZER.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def encode_prompt(prompt: str) -> list[int]:
+    """A user's text as the template writes it."""
+    return encode(render(Talk(({"role": "user", "content": prompt},), "")))
+
+
+def encode_answer(talk: Talk) -> list[int]:
+    """A turn and the token that ends it."""
+    return [*encode(talk.answer), RESPONSE if talk.calls else END_OF_TURN]
+
+
+def left_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (B, T) each. RoPE is relative, so a shifted row is the same row."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask.bool()
+
+
+def collate(talks: list[Talk], rng: random.Random) -> Batch:
+    """One batch: of every answer a random one of its canvases."""
+    rows, reads, starts = [], [], []
+    for talk in talks:
+        prompt, answer = encode(render(talk)), encode_answer(talk)
+        fill = [PAD] * (-len(answer) % CANVAS)
+        starts.append(len(prompt) + CANVAS * rng.randrange((len(answer) + CANVAS - 1) // CANVAS))
+        rows.append([*prompt, *answer, *fill])
+        reads.append(len(prompt) + len(answer))
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+    clean = torch.tensor([row[start : start + CANVAS] for row, start in zip(rows, starts, strict=True)])
+    length = max(reads)
+    read = torch.arange(length) < torch.tensor(reads)[:, None]
+    return Batch(ids[:, :length], read, torch.tensor(starts), clean)
+
+
+def batches(seed: int, size: int) -> Iterator[Batch]:
+    """An endless seeded stream: bare tasks in one canvas, answers of several (a quarter as many), talks (likewise)."""
+    rng, chance = random.Random(f"{seed}/batches"), random.Random(f"{seed}/kinds")
+    anything, counts = examples(seed, held_out=False), examples(seed, held_out=False, task="count")
+    short = _batched((_short(example, chance) for example in anything if len(example.answer) < CANVAS), size, rng)
+    long = _batched((bare(example) for example in counts if len(example.answer) >= CANVAS), size // 4, rng)
+    talks = _batched(draw_talks(seed, held_out=False), size // 4, rng)
+    while True:
+        kind = rng.random()
+        yield next(long if kind < LONG else talks if kind < LONG + TALKS else short)
+
+
+def _batched(talks: Iterator[Talk], size: int, rng: random.Random) -> Iterator[Batch]:
+    """Batches of talks of similar length, so that little is padding."""
+    while True:
+        pool = sorted((next(talks) for _ in range(POOL * size)), key=lambda t: len(render(t)) + len(t.answer))
+        drawn = [pool[i : i + size] for i in range(0, len(pool), size)]
+        rng.shuffle(drawn)
+        yield from (collate(rows, rng) for rows in drawn)
+
+
+def _short(example: Example, chance: random.Random) -> Talk:
+    """A bare task; with thinking on for half of those that it helps, and a few of the others."""
+    thinks = chance.random() < (0.5 if example.task.think else 0.03)
+    return thoughtful(example) if thinks else bare(example)
