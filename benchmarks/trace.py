@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma import Engine, GenerationConfig, Request
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.trace.recorder import Recorder
 
 PROMPT, RUNS = "sort dcba", 4

@@ -4,7 +4,7 @@ import math
 import sys
 
 from mlx_dgemma import Engine, Request
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 
 engine, last = Engine.load(), None
 for event in engine.stream(Request(sys.argv[1] if len(sys.argv) > 1 else "sudoku 1..4..1.2....3.1", seed=1)):

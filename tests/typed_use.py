@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Request, choose, generate_text, load
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.strategies import Acceptance, Step
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.text.events import GenerationResult, Sample, Stats, TextCanvas

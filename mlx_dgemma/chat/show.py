@@ -17,7 +17,7 @@ from mlx_dgemma.terminal.watch import live_canvas, terminal
 
 if TYPE_CHECKING:
     from mlx_dgemma.checkpoint.tokenizer import Tokenizer
-    from mlx_dgemma.diffusion.canvas import DenoisingStep
+    from mlx_dgemma.diffusion.events import DenoisingStep
     from mlx_dgemma.text.events import GenerationResult, TextCanvas
 
 

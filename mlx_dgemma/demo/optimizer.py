@@ -45,5 +45,3 @@ def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
         else:
             others.append(p)
     return [Muon(matrices, lr=0.02), torch.optim.Adam(others, lr=2e-3, betas=(0.9, 0.95))]
-
-

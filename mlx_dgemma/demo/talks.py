@@ -68,7 +68,7 @@ def with_system(example: Example, system: str) -> Talk:
 
 
 def draw_call(rng: random.Random) -> Talk:
-    """"ask weather oslo", with one or two tools: a call, the report of its result, or that there is no such tool."""
+    """ "ask weather oslo", with one or two tools: a call, the report of its result, or that there is no such tool."""
     tools = [_tool(name, parameter, rng) for name, parameter in _names(rng, rng.choice((1, 1, 2)))]
     chosen = rng.choice(tools)["function"]
     name, value = chosen["name"], _value(rng)

@@ -82,7 +82,9 @@ def load_start(folder: Path) -> DiffusionGemmaForBlockDiffusion:
     for token, i in TOKENIZER.get_vocab().items():
         if token in tokens:
             table[i] = state[EMBEDDING][tokens[token]]
-    missing = {name: table if name.endswith(("embed_tokens.weight", "lm_head.weight")) else t for name, t in state.items()}
+    missing = {
+        name: table if name.endswith(("embed_tokens.weight", "lm_head.weight")) else t for name, t in state.items()
+    }
     model.load_state_dict(missing)
     return model
 
@@ -229,4 +231,3 @@ def save(model: DiffusionGemmaForBlockDiffusion, folder: Path) -> None:
     config["text_config"] = published_dialect(config["text_config"])  # which every reader knows
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(folder)
-

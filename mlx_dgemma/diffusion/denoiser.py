@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlx_dgemma.diffusion.vocabulary import BLOCK, EmbeddingTable, Prediction, Query, predict
 from mlx_dgemma.model import cpu, memory
-from mlx_dgemma.model.cache import Buffers, PrefixCache
+from mlx_dgemma.model.cache import Buffers, PrefixCache, Slots
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 
 Begun = TypeVar("Begun")  # a forward pass whose graph is built
@@ -27,8 +27,11 @@ LANES_FROM = 4  # rows, from which a CPU computes them in two halves at a time
 class Denoiser(Protocol[Begun]):
     """What proposes tokens: the model over a prefix, or a stand-in of a test."""
 
-    def begin(self, canvas: mx.array, soft: mx.array | None) -> Begun:
-        """The forward pass over ids (B, C) and the previous soft embeddings, as a graph; nothing is computed yet."""
+    def begin(self, canvas: mx.array, soft: mx.array | None, slots: Slots | None = None) -> Begun:
+        """The forward pass over ids (B, C) and the previous soft embeddings, as a graph; nothing is computed yet.
+
+        With `slots`, over these positions of a canvas all of which an earlier pass has seen: (B, R).
+        """
 
     def finish(self, begun: Begun, query: Query) -> Prediction:
         """Answers a query about a forward pass that was begun."""
@@ -46,9 +49,9 @@ class ModelDenoiser:
         self.table = EmbeddingTable(embedding, model.embedding_scale, model.config.final_logit_softcapping)
         self._before: list[Buffers] = []
 
-    def begin(self, canvas: mx.array, soft: mx.array | None) -> mx.array:
+    def begin(self, canvas: mx.array, soft: mx.array | None, slots: Slots | None = None) -> mx.array:
         self._before = self.cache.snapshot()
-        return self.model.denoise_hidden(canvas, [self.cache], soft)
+        return self.model.denoise_hidden(canvas, [self.cache], soft, slots)
 
     def finish(self, begun: mx.array, query: Query) -> Prediction:
         self._before = []  # or the prefix, held twice, would be copied
@@ -70,8 +73,8 @@ class Forward(Pause, Generic[Begun]):
     The first time it may be begun, so that its graph is built while an earlier one is computed.
     """
 
-    def __init__(self, denoiser: Denoiser[Begun], canvas: mx.array, soft: mx.array | None):
-        self.denoiser, self.canvas, self.soft = denoiser, canvas, soft
+    def __init__(self, denoiser: Denoiser[Begun], canvas: mx.array, soft: mx.array | None, slots: Slots | None = None):
+        self.denoiser, self.canvas, self.soft, self.slots = denoiser, canvas, soft, slots
         self.query: Query | None = None
         self.prediction: Prediction | None = None
         self._begun: list[Begun] = []
@@ -83,7 +86,7 @@ class Forward(Pause, Generic[Begun]):
     def advance(self) -> None:
         """Begins the pass, and answers its query if there is one."""
         if not self._begun:
-            self._begun = [self.denoiser.begin(self.canvas, self.soft)]
+            self._begun = [self.denoiser.begin(self.canvas, self.soft, self.slots)]
         if self.query is not None:
             self.prediction = self.denoiser.finish(self._begun[0], self.query)
 
@@ -123,9 +126,10 @@ def together(forwards: Sequence[Forward[mx.array]]) -> None:
     """Answers the queries of several passes of one model, a row each, and begins to compute them.
 
     The rows' prefixes may differ in length: attention is computed row by row, all else for all rows at once. Those with
-    a cutoff of their soft embeddings are answered one by one, as which rows are dense is told for whole passes.
+    a cutoff of their soft embeddings, and those of some positions only, are answered one by one, as which rows are
+    dense and which positions are meant is told for whole passes.
     """
-    shared = [own for own in forwards if own.query is not None and own.query.cutoff is None]
+    shared = [own for own in forwards if own.query is not None and own.query.cutoff is None and own.slots is None]
     for own in forwards:
         if own not in shared or len(shared) == 1:
             own.advance()

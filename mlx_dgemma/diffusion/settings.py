@@ -11,6 +11,7 @@ from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_dgemma.diffusion.settling import Settling
 from mlx_dgemma.diffusion.strategies import Acceptance, Stopping, TemperatureSchedule, TokenChoice
 from mlx_dgemma.errors import DGemmaError, first_line
 
@@ -45,6 +46,7 @@ class GenerationConfig:
             left out of soft embeddings, which is faster and not exact. None keeps all.
         temperature_schedule, acceptance, stopping: strategies (see `diffusion.strategies`) instead of the published
             ones, whose numbers are then left out.
+        settling: when positions leave the computation until a full step confirms the canvas; None: never.
     """
 
     max_new_tokens: int = 256
@@ -60,6 +62,7 @@ class GenerationConfig:
     temperature_schedule: TemperatureSchedule | None = None
     acceptance: Acceptance | None = None
     stopping: Stopping | None = None
+    settling: Settling | None = None
 
     if TYPE_CHECKING:  # set by `__new__`, and no field
         _given: frozenset[str] = field(init=False)
@@ -95,6 +98,8 @@ class GenerationConfig:
             object.__setattr__(self, "eos_token_id", _id_list(self.eos_token_id))
 
     def _check_strategies(self) -> None:
+        if self.settling is not None and not isinstance(self.settling, Settling):
+            raise DGemmaError(f"settling must be a Settling or None, got {self.settling!r}")
         for name, (protocol, numbers) in STRATEGIES.items():
             strategy = getattr(self, name)
             if strategy is None:
@@ -129,6 +134,8 @@ class GenerationConfig:
             own = values.pop(name)
             if own is not None:
                 values = {n: value for n, value in values.items() if n not in numbers} | {name: repr(own)}
+        if self.settling is None:  # as it was before there was any
+            del values["settling"]
         choice = self.token_choice
         return values | {"token_choice": choice if isinstance(choice, str) else repr(choice)}
 
@@ -137,7 +144,7 @@ class GenerationConfig:
         """Reads the content of a generation_config.json; foreign fields are ignored, other samplers refused."""
         if not isinstance(content, dict):
             raise DGemmaError(f"generation_config is {content!r}, it must be a JSON object")
-        names = {f.name for f in fields(cls)} - {"token_choice", "soft_embedding_cutoff", *STRATEGIES}
+        names = {f.name for f in fields(cls)} - {"token_choice", "soft_embedding_cutoff", "settling", *STRATEGIES}
         given = {name: value for name, value in content.items() if name in names and value is not None}
         sampler = content.get("sampler_config")
         if sampler is not None:

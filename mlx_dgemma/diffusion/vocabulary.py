@@ -78,6 +78,7 @@ class Prediction:
 
     All of the tempered distribution. `groups`, with a cutoff: how many groups of ids hold more than the cutoff (B, C).
     `alternatives`: the likeliest ids and their log-probabilities, (B, C, K) both, likeliest first, if any were wanted.
+    `scored` and `mixed`: positions × ids in scores and in soft embeddings, as computed.
     """
 
     argmax: mx.array
@@ -87,6 +88,8 @@ class Prediction:
     soft: mx.array | None
     groups: mx.array | None = None
     alternatives: Alternatives | None = None
+    scored: int = 0
+    mixed: int = 0
 
 
 class EmbeddingTable:
@@ -195,7 +198,17 @@ def _conclude(
         group, u = _descend(mx.take_along_axis(masses, index[..., None], axis=2).squeeze(2), u)
         proposal = _draw(hidden, table, index * width + group * GROUP, u, relative_to)
     alternatives = _alternatives(table, query.alternatives, blocks, total, relative_to)
-    return Prediction(argmax, proposal, entropy, log_p, soft, groups, alternatives)
+    scored, mixed = argmax.size * table.size, mixed_ids(query, argmax.size, table.size)
+    return Prediction(argmax, proposal, entropy, log_p, soft, groups, alternatives, scored, mixed)
+
+
+def mixed_ids(query: Query, positions: int, vocabulary: int) -> int:
+    """Positions × ids that go into soft embeddings."""
+    if not query.wants_soft:
+        return 0
+    if query.rows is None:
+        return positions * vocabulary
+    return query.rows.dense * vocabulary + (positions - query.rows.dense) * min(KEPT * GROUP, vocabulary)
 
 
 def _likeliest(logits: mx.array, count: int, first: int) -> tuple[mx.array, ...]:

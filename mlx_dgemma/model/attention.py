@@ -25,11 +25,13 @@ class Place(NamedTuple):
         offset: position of the first.
         extend: takes their keys and values, (B, kv_heads, T, D) each, and returns all that they can see.
         is_causal: whether each sees those before it only.
+        at: (T,), how far behind `offset` each stands; None where they follow one another.
     """
 
     offset: int
     extend: Extend
     is_causal: bool
+    at: mx.array | None = None
 
 
 class Attention(nn.Module):
@@ -68,13 +70,23 @@ class Attention(nn.Module):
     def _attend(self, heads: mx.array, place: Place) -> mx.array:
         """Normed heads of all three kinds (B, T, heads, D) at a place -> (B, heads, T, D)."""
         weight = self._norm_weight() if self._norm is None else self._norm
-        qk = self.rope((heads[:, :, : len(weight)] * weight).transpose(0, 2, 1, 3), offset=place.offset)
+        qk = self._turned(heads[:, :, : len(weight)] * weight, place)
         q, k = qk[:, : self.heads], qk[:, self.heads :]  # (B, heads, T, D) and (B, kv_heads, T, D)
         v = heads[:, :, -self.kv_heads :].transpose(0, 2, 1, 3)  # without a projection of their own, the raw keys
         keys, values = place.extend(k, v)  # (B, kv_heads, S, D): what this layer can see
         if place.is_causal:
             return attend_causally(q, keys, values, self.window)
         return attend_all(q, keys, values)
+
+    def _turned(self, qk: mx.array, place: Place) -> mx.array:
+        """Queries and keys (B, T, heads, D) with their positions in them -> (B, heads, T, D)."""
+        if place.at is None:
+            turned: mx.array = self.rope(qk.transpose(0, 2, 1, 3), offset=place.offset)
+            return turned
+        # every token a row of its own, which may have an offset of its own
+        offsets = mx.tile(place.at + place.offset, qk.shape[0])
+        rows: mx.array = self.rope(qk.flatten(0, 1)[:, :, None], offset=offsets)  # (B · T, heads, 1, D)
+        return rows.reshape(qk.shape).transpose(0, 2, 1, 3)
 
     def fuse(self) -> None:
         """Replaces the projections by `qkv_proj` where all have the same format; the norms keep their names."""

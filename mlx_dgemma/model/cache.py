@@ -10,11 +10,23 @@ Both write in place as long as no other array refers to the buffer, that is, whe
 one is built; then no denoising step copies the prefix.
 """
 
+from typing import NamedTuple
+
 import mlx.core as mx
 
 Buffers = tuple[mx.array | None, mx.array | None]  # keys and values of a layer
 Held = tuple[mx.array | None, mx.array | None, int]  # the same, and how many slots hold the visible prefix
 GROWTH = 4  # a buffer that must grow gets a quarter more than it needs
+
+
+class Slots(NamedTuple):
+    """Some positions of a canvas of `size`: the others' keys and values stay as they were last written.
+
+    `at` (R,): ascending, each below `size`.
+    """
+
+    at: mx.array
+    size: int
 
 
 def _handle(array: mx.array | None) -> mx.array | None:
@@ -53,10 +65,18 @@ class LayerCache:
         self.values = mx.contiguous(values[:, :, end - self.length :])
         return keys, values
 
-    def overlay(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-        """Prefix and canvas side by side, (B, kv_heads, length + C, D) each; the prefix does not change."""
-        self._write(k, v)
-        return self._view(self.length + k.shape[2])
+    def overlay(self, k: mx.array, v: mx.array, slots: Slots | None = None) -> tuple[mx.array, mx.array]:
+        """Prefix and canvas side by side, (B, kv_heads, length + C, D) each; the prefix does not change.
+
+        With `slots`, k and v are those of these positions of a canvas that was written as a whole before.
+        """
+        if slots is None:
+            self._write(k, v)
+            return self._view(self.length + k.shape[2])
+        keys, values = self._buffers()
+        keys[:, :, self.length + slots.at] = k
+        values[:, :, self.length + slots.at] = v
+        return self._view(self.length + slots.size)
 
     def _view(self, end: int) -> tuple[mx.array, mx.array]:
         keys, values = self._buffers()

@@ -5,6 +5,7 @@ The reference is transformers, models/diffusion_gemma.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_dgemma.errors import ContextOverflow
 from mlx_dgemma.model import fused
 from mlx_dgemma.model.attention import Attention, Place
-from mlx_dgemma.model.cache import PrefixCache
+from mlx_dgemma.model.cache import PrefixCache, Slots
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
 from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap
 from mlx_dgemma.model.moe import Experts, Router
@@ -100,6 +101,12 @@ class Backbone(nn.Module):
         self.encoder = Encoder(config)
 
 
+def _denoising(cache: PrefixCache, layer: int, slots: Slots | None) -> Place:
+    """Where a canvas, or some positions of one, stands behind a prefix."""
+    extend = partial(cache.layers[layer].overlay, slots=slots)
+    return Place(cache.length, extend, False, None if slots is None else slots.at)
+
+
 class DiffusionGemma(nn.Module):
     """The model in both modes; `encode` extends a prefix cache, `denoise` only reads it."""
 
@@ -160,23 +167,25 @@ class DiffusionGemma(nn.Module):
         return self._logits(self.denoise_hidden(canvas, [cache], soft))
 
     def denoise_hidden(
-        self, canvas: mx.array, caches: Sequence[PrefixCache], soft: mx.array | None = None
-    ) -> mx.array:  # fmt: skip
+        self, canvas: mx.array, caches: Sequence[PrefixCache], soft: mx.array | None = None, slots: Slots | None = None
+    ) -> mx.array:
         """Denoiser mode up to the last hidden states, normed.
 
         Args:
             canvas: token ids (B, C).
             caches: the prefix of all rows, or one prefix of one row for each of them; they may differ in length.
             soft: soft embeddings (B, C, H), zeros for a row at its first step; None if all are.
+            slots: which positions of the canvas `canvas` and `soft` hold, (B, R) and (B, R, H); the others keep the
+                keys and values that an earlier pass over the same prefix has left. None: all of them.
 
         Returns:
-            (B, C, H).
+            (B, C, H), or (B, R, H).
         """
         decoder = self.model.decoder
         h = decoder.self_conditioning.mixed(self._embed(canvas), soft)
         for i, layer in enumerate(decoder.layers):
             # not causal: every canvas token sees all that the layer kept of its prefix, and the whole canvas
-            places = [Place(cache.length, cache.layers[i].overlay, False) for cache in caches]
+            places = [_denoising(cache, i, slots) for cache in caches]
             h = layer(h, places, layer.layer_scalar)
         normed: mx.array = decoder.norm(h)
         return normed

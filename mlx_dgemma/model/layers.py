@@ -1,5 +1,6 @@
 """Small building blocks shared by encoder and denoiser mode."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +19,7 @@ def softcap(x: mx.array, cap: float) -> mx.array:
     return mx.tanh(x / cap) * cap
 
 
-def rope(head_dim: int, parameters: dict[str, Any]) -> "nn.RoPE | ProportionalRoPE":
+def rope(head_dim: int, parameters: dict[str, Any]) -> Callable[..., Any]:
     """Rotary embedding, split-half, by the `rope_parameters` of a layer's kind."""
     theta = float(parameters["rope_theta"])  # JSON may spell it as an integer, of which MLX takes small ones only
     if parameters["rope_type"] == "default":
@@ -38,7 +39,7 @@ class ProportionalRoPE(nn.Module):
         self._periods = mx.concatenate([periods, mx.full(((head_dim - rotated) // 2,), mx.inf)])
         mx.eval(self._periods)  # no other thread could
 
-    def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
+    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
         return mx.fast.rope(
             x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._periods
         )

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.report.texts import RecordedTexts, shown, stops
 from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.progress import ProgressLine

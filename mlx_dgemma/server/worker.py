@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.errors import DGemmaError, OutOfMemory, first_line
 from mlx_dgemma.model import host
 from mlx_dgemma.server.errors import Refused, refusal

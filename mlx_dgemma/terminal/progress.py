@@ -4,7 +4,7 @@ import os
 import sys
 import unicodedata
 
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.terminal.plain import harmless
 
 CLEAR = "\r\x1b[K"

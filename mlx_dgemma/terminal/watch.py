@@ -20,7 +20,7 @@ from rich.style import Style
 from rich.text import Text
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.model import host
 from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import as_utf8

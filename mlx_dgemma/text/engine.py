@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlx_dgemma.checkpoint.loading import load
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.text import choose as choice

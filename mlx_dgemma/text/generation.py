@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, stitch
+from mlx_dgemma.diffusion.canvas import stitch
 from mlx_dgemma.diffusion.denoiser import Pause, alone, pauses
+from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
 from mlx_dgemma.diffusion.steering import steerings
 from mlx_dgemma.model import host, memory
 from mlx_dgemma.model.prefill import chunks

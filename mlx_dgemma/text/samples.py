@@ -6,8 +6,9 @@ from collections.abc import Generator, Iterator
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma.diffusion.canvas import DenoisingStep, denoise_canvas
+from mlx_dgemma.diffusion.canvas import denoise_canvas
 from mlx_dgemma.diffusion.denoiser import ModelDenoiser
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.model import host, memory

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.diffusion.denoiser import Forward, Pause, together
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.text.events import TextCanvas

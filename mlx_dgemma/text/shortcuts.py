@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.noise import Noise
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma

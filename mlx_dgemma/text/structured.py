@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, stitch
+from mlx_dgemma.diffusion.canvas import stitch
 from mlx_dgemma.diffusion.denoiser import Pause
+from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
 from mlx_dgemma.diffusion.noise import Noise
 from mlx_dgemma.diffusion.steering import steerings
 from mlx_dgemma.errors import DGemmaError

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlx_dgemma import __version__
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
+from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import host
 from mlx_dgemma.text.engine import Engine

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep
+from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import open_file, write_whole
 from mlx_dgemma.model import host

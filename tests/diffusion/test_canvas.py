@@ -10,8 +10,10 @@ import pytest
 from mlx_dgemma import DGemmaError, GenerationConfig, generate_text, load
 from mlx_dgemma.diffusion import canvas as loop
 from mlx_dgemma.diffusion import denoiser as passes
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, denoise_canvas, generate_canvases
+from mlx_dgemma.diffusion import state
+from mlx_dgemma.diffusion.canvas import denoise_canvas, generate_canvases
 from mlx_dgemma.diffusion.denoiser import ModelDenoiser
+from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.prefill import prefill
@@ -32,7 +34,7 @@ class MadeUp:
     def __init__(self, logits_of):
         self.logits_of, self.begun, self.finished, self.cancelled = logits_of, 0, 0, 0
 
-    def begin(self, canvas, soft):
+    def begin(self, canvas, soft, slots=None):
         self.begun += 1
         return canvas, soft
 
@@ -121,16 +123,16 @@ def test_one_host_read_a_step(monkeypatch):
     monkeypatch.setattr(memory, "start", lambda arrays: (started.append(1), mx.async_eval(arrays)))
     monkeypatch.setattr(mx, "eval", lambda *a: pytest.fail("the loop must not wait"))
     reads = []
-    read = loop._Pending.read
-    monkeypatch.setattr(loop._Pending, "read", lambda self: (reads.append(1), read(self))[1])
+    read = state.Pending.read
+    monkeypatch.setattr(state.Pending, "read", lambda self: (reads.append(1), read(self))[1])
     events = steps(lambda c, p: mx.zeros((*c.shape, V)), max_denoising_steps=5)
     assert len(started) == len(reads) == len(events) == 5
 
 
 def test_the_next_step_is_built_before_this_ones_flags_are_read(monkeypatch):
     denoiser, seen = MadeUp(sure_of([1, 2, 3, 4, 5, 6])), []
-    read = loop._Pending.read
-    monkeypatch.setattr(loop._Pending, "read", lambda self: (seen.append(denoiser.begun), read(self))[1])
+    read = state.Pending.read
+    monkeypatch.setattr(state.Pending, "read", lambda self: (seen.append(denoiser.begun), read(self))[1])
     noise = ReplayedNoise(0, V)
     events = list(denoise_canvas(denoiser, GenerationConfig(), noise, SHAPE))
     assert len(events) == 2 and seen == [2, 3]  # the third was built while the second ran

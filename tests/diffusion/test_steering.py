@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma import CanvasPlan, Engine, GenerationConfig, Request, generate_text, load, stream_generate
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.text.reply import ReplyParser
 from mlx_dgemma.text.template import given_end, parse_draft, parse_template

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request
-from mlx_dgemma.diffusion import canvas as loop
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion import state
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.sampling import Argmax, Categorical, EntropyBound, LinearSchedule
 from mlx_dgemma.diffusion.stopping import StableAndConfident
 from mlx_dgemma.diffusion.strategies import Acceptance, Stopping, TemperatureSchedule, TokenChoice
@@ -147,9 +147,9 @@ def test_given_positions_stay_whatever_a_rule_says(engine):
 def test_no_strategy_costs_a_second_host_synchronisation(engine, monkeypatch):
     """With four strategies of one's own a step is still started once, read once and never waited for otherwise."""
     started, read = [], []
-    start, read_one = memory.start, loop._Pending.read
+    start, read_one = memory.start, state.Pending.read
     monkeypatch.setattr(memory, "start", lambda arrays: (started.append(1), start(arrays))[1])
-    monkeypatch.setattr(loop._Pending, "read", lambda self: (read.append(1), read_one(self))[1])
+    monkeypatch.setattr(state.Pending, "read", lambda self: (read.append(1), read_one(self))[1])
     stream = engine.stream(
         Request(
             [1, 2, 3],

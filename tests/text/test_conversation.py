@@ -43,7 +43,7 @@ def writes(monkeypatch):
     def script(*canvases):
         begun = []
 
-        def begin(self, canvas, soft):
+        def begin(self, canvas, soft, slots=None):
             if self.cache.length not in begun:
                 begun.append(self.cache.length)
             return canvas

@@ -10,7 +10,7 @@ import pytest
 
 import mlx_dgemma
 from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Request
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.text.shortcuts import choose_each, generate_samples, generate_text, stream_generate, stream_samples
 from mlx_dgemma.text.template import parse_draft, parse_template
 from tests.conftest import ReplayedNoise

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from mlx_dgemma import DGemmaError, GenerationConfig, generate_text, load, stream_generate
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.text.decoding import GrowingText
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.prompts import prompt_ids

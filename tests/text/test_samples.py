@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlx_dgemma import CanvasPlan, GenerationConfig, generate_text, load, stream_generate
-from mlx_dgemma.diffusion.canvas import DenoisingStep
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.text.events import Sample

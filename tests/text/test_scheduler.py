@@ -5,8 +5,8 @@ import pytest
 
 from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request
 from mlx_dgemma.diffusion import denoiser
-from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.diffusion.denoiser import Forward, ModelDenoiser, together
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.vocabulary import Query, predict
 from mlx_dgemma.errors import OutOfMemory
 from mlx_dgemma.model import fused, memory, prefill

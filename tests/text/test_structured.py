@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.schemas import Schemas
 from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request
-from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.diffusion.denoiser import ModelDenoiser
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.text import structured
 from mlx_dgemma.text.events import TextCanvas

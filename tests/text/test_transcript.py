@@ -6,8 +6,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request, load
-from mlx_dgemma.diffusion.canvas import DenoisingStep
 from mlx_dgemma.diffusion.denoiser import ModelDenoiser
+from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.reply import Reply, ReplyParser
@@ -27,7 +27,7 @@ def writes(engine, monkeypatch):
     def script(*canvases: list[int], sharpness: float = 50.0):
         begun = []
 
-        def begin(self, canvas, soft):
+        def begin(self, canvas, soft, slots=None):
             begun.append(self.cache.length)
             return canvas
 

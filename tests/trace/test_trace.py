@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Request, load
-from mlx_dgemma.diffusion.canvas import CommittedCanvas, DenoisingStep, generate_canvases
+from mlx_dgemma.diffusion.canvas import generate_canvases
+from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.events import TextCanvas

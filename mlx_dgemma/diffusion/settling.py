@@ -1,0 +1,45 @@
+"""Settle and confirm: positions that have come to rest leave the computation until a full step has the last word.
+
+A position has settled once it was accepted, with the same argmax as in the step before and next to no entropy. From
+then on its keys, values, soft embedding, entropy and token stay as they were, and a step computes the other positions
+only. When the stopping rule would end the canvas, or nothing is left to compute, one full step is made, exactly as if
+nothing had settled; the canvas is committed only if the rule holds in that step too. If it does not, positions that
+changed go on, their neighbours with them, and after some such failures the canvas goes on in full steps.
+
+So what is committed is always what a full step of the published sampler would have committed from that canvas. Waiting
+one step before a position settles is what makes this work (dKV-Cache, arXiv 2505.15781). No heavy imports here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_dgemma.errors import DGemmaError
+
+
+@dataclass(frozen=True)
+class Settling:
+    """When a position settles.
+
+    Attributes:
+        entropy: nats; it settles below this.
+        steps: how many steps in a row it must have been calm.
+        neighbours: how many positions to each side a position that a confirming step changed takes along.
+        failures: confirming steps that may fail before a canvas goes on in full steps.
+
+    Raises:
+        DGemmaError: numbers that are none.
+    """
+
+    entropy: float = 1e-3
+    steps: int = 1
+    neighbours: int = 2
+    failures: int = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.entropy, bool) or not isinstance(self.entropy, int | float) or not 0 < self.entropy < 1e9:
+            raise DGemmaError(f"settling: entropy must be a number > 0 (nats), got {self.entropy!r}")
+        for name, least in (("steps", 1), ("neighbours", 0), ("failures", 0)):
+            value = vars(self)[name]
+            if type(value) is not int or value < least:
+                raise DGemmaError(f"settling: {name} must be an integer >= {least}, got {value!r}")

@@ -1,0 +1,205 @@
+"""One canvas between its steps: what a step starts from, what it leaves, and the event that tells of it."""
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.denoiser import Begun, Denoiser, Forward
+from mlx_dgemma.diffusion.events import DenoisingStep
+from mlx_dgemma.diffusion.noise import Noise, Rows
+from mlx_dgemma.diffusion.sampling import Sampler
+from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.settled import Settled, Told
+from mlx_dgemma.diffusion.steering import Steering
+from mlx_dgemma.diffusion.strategies import EarlierStep, Step
+from mlx_dgemma.diffusion.vocabulary import Prediction, Query, SoftRows
+from mlx_dgemma.diffusion.work import Work
+from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.model import host, memory
+from mlx_dgemma.model.cache import Slots
+
+
+class CanvasState(Generic[Begun]):
+    """The state of one canvas (B, C) between its steps."""
+
+    def __init__(
+        self, denoiser: Denoiser[Begun], config: GenerationConfig, noise: Noise | Sequence[Noise],
+        shape: tuple[int, int], index: int, steering: Steering, alternatives: int = 0,
+    ):  # fmt: skip
+        self.denoiser, self.config, self.index, self.steering = denoiser, config, index, steering
+        self.alternatives = alternatives  # how many are told
+        self.noise = Rows(noise, shape)
+        self.tokens = steering.start(self.noise)
+        self.prediction: Prediction | None = None  # of the step before
+        self.rows: SoftRows | None = None
+        self.draft, self.log_p = self.tokens, mx.zeros(shape)
+        self.finished = mx.zeros(shape[:1], mx.bool_)
+        self.sampler = Sampler.of(config)
+        self.earlier: tuple[EarlierStep, ...] = ()
+        self.settled = None if config.settling is None else Settled(config.settling, shape)
+
+    def forward(self) -> Forward[Begun]:
+        """The next step's pass: over all positions, or over those that have not settled."""
+        slots = None if self.settled is None else self.settled.slots
+        soft = None if self.prediction is None else self.prediction.soft
+        if slots is not None:
+            assert soft is not None  # every step but the last leaves them
+            return Forward(self.denoiser, self.tokens[:, slots.at], soft[:, slots.at], slots)
+        return Forward(self.denoiser, self.tokens, soft)
+
+    def submit(self, forward: Forward[Begun], remaining: int) -> Generator[Forward[Begun], None, "Pending"]:
+        """One denoising step, as in the paper's paragraph; starts it and does not wait."""
+        sampler, steering, slots = self.sampler, self.steering, forward.slots
+        # 1. the tempered distribution
+        temperature = sampler.temperature_at(remaining, self.config.max_denoising_steps)
+        u = self.noise.uniform() if sampler.choice.draws else None
+        if u is not None and slots is not None:
+            u = u[:, slots.at]
+        cutoff = self.config.soft_embedding_cutoff
+        forward.query = Query(temperature, u, remaining > 1, cutoff, self.rows, self.alternatives)
+        yield forward
+        own = forward.prediction
+        assert own is not None  # whoever drives answers before it goes on
+        prediction = own if slots is None or self.prediction is None else spread(own, self.prediction, slots)
+        step = self._step(prediction, remaining, temperature)
+        # 2. proposal, 3. acceptance, 4. the next canvas
+        proposal, accepted = sampler.propose(step), steering.keep_given(sampler.accept(step))
+        self.tokens = steering.clamp(sampling.renoise(proposal, accepted, self.noise.tokens()))
+        # 5. stop? 6. the draft is committed when the loop ends
+        ready = sampler.is_done(step)
+        if slots is None:  # only a full step ends a canvas
+            self.finished = self.finished | ready
+        told = [accepted.sum()[None], step.mean_entropy.mean()[None], self.finished]
+        if self.settled is not None:
+            told += [ready, self._calm(step, accepted).flatten()]
+        summary = mx.concatenate([own.astype(mx.float32) for own in told])
+        self.prediction, self.draft, self.log_p = prediction, step.draft, step.log_p
+        self.earlier = (*self.earlier, EarlierStep(step.draft, step.entropy, accepted))
+        results = [summary, self.tokens, step.draft, step.entropy, accepted, step.log_p]
+        optional = (prediction.soft, prediction.groups, *(prediction.alternatives or ()))
+        memory.start([*results, *(array for array in optional if array is not None)])
+        count = self.tokens.shape[0] * (self.tokens.shape[1] if slots is None else slots.at.size)
+        return Pending(self.index, step, accepted, summary, prediction, slots, Work(count, own.scored, own.mixed))
+
+    def _step(self, prediction: Prediction, remaining: int, temperature: float) -> Step:
+        """What the sampler's strategies are told; rows that are done keep their draft."""
+        steering, frozen = self.steering, self.finished[:, None]
+        entropy = steering.settled(prediction.entropy)
+        return Step(
+            canvas=self.tokens,
+            draft=mx.where(frozen, self.draft, steering.clamp(prediction.argmax)),
+            drawn=prediction.proposal,
+            entropy=entropy,
+            log_p=mx.where(frozen, self.log_p, steering.settled(prediction.log_p)),
+            mean_entropy=steering.mean(entropy),
+            given=steering.clamped,
+            remaining=remaining,
+            max_steps=self.config.max_denoising_steps,
+            temperature=temperature,
+            earlier=self.earlier,
+        )
+
+    def _calm(self, step: Step, accepted: mx.array) -> mx.array:
+        """Positions (B, C) where nothing moves: their draft is what it was, accepted, and in the next canvas."""
+        assert self.settled is not None
+        if not step.earlier:
+            return mx.zeros_like(accepted)
+        stays = (step.draft == step.earlier[-1].draft) & (step.draft == self.tokens)
+        return stays & accepted & (step.entropy < self.settled.rule.entropy)
+
+    def learn(self, event: DenoisingStep, pending: "Pending") -> None:
+        """Takes from a step that was read what the next one depends on, arrays apart."""
+        self.noise.active = [not finished for finished in event.finished_rows]  # rows that are done draw no more
+        if self.settled is not None:
+            self.settled.learn(pending.told(), is_last=event.remaining == 2)
+        groups, slots = pending.prediction.groups, None if self.settled is None else self.settled.slots
+        if groups is not None:
+            self.rows = SoftRows.of(groups if slots is None else groups[:, slots.at])
+
+
+def spread(own: Prediction, before: Prediction, slots: Slots) -> Prediction:
+    """A prediction of some positions (B, R), put over that of all (B, C) of the step before."""
+
+    def put(new: mx.array, old: mx.array) -> mx.array:
+        whole = old[...]  # under a name of its own
+        whole[:, slots.at] = new
+        return whole
+
+    def maybe(new: mx.array | None, old: mx.array | None) -> mx.array | None:
+        return None if new is None or old is None else put(new, old)
+
+    pairs = [put(*both) for both in zip(own.alternatives or (), before.alternatives or (), strict=True)]
+    return replace(
+        own,
+        argmax=put(own.argmax, before.argmax),
+        proposal=put(own.proposal, before.proposal),
+        entropy=put(own.entropy, before.entropy),
+        log_p=put(own.log_p, before.log_p),
+        soft=maybe(own.soft, before.soft),
+        groups=maybe(own.groups, before.groups),
+        alternatives=(pairs[0], pairs[1]) if pairs else None,
+    )
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step that runs, and the summary that the host waits for.
+
+    Attributes:
+        index: of the canvas.
+        step: what the strategies were told.
+        accepted: (B, C).
+        summary: accepted count, mean entropy, finished rows; with settling, ready rows and calm positions.
+        prediction: of all positions.
+        slots: the positions that were computed; None for all.
+        work: what was computed.
+    """
+
+    index: int
+    step: Step
+    accepted: mx.array
+    summary: mx.array
+    prediction: Prediction
+    slots: Slots | None
+    work: Work
+
+    def told(self) -> Told:
+        """What settling learns of the step."""
+        batch, size = self.accepted.shape
+        flags = np.array(host.floats(self.summary)[2:]) == 1.0
+        finished, ready, calm = np.split(flags, [batch, 2 * batch])
+        return Told(calm.reshape(batch, size), ready, finished)
+
+    def read(self) -> DenoisingStep:
+        """The event: the step's one host synchronisation."""
+        accepted_count, mean_entropy, *flags = host.floats(self.summary)
+        if not math.isfinite(mean_entropy):
+            raise DGemmaError(
+                f"canvas {self.index + 1}: the model's output is not a number; the checkpoint is damaged (load it with "
+                "verify=True), or its type overflows (use bfloat16)"
+            )
+        step, finished_rows = self.step, tuple(flag == 1.0 for flag in flags[: len(self.accepted)])
+        return DenoisingStep(
+            canvas_index=self.index,
+            step=step.max_steps - step.remaining + 1,
+            remaining=step.remaining,
+            temperature=step.temperature,
+            canvas=step.canvas,
+            draft=step.draft,
+            entropy=step.entropy,
+            accepted=self.accepted,
+            accepted_count=int(accepted_count),
+            mean_entropy=mean_entropy,
+            finished=all(finished_rows) or step.remaining == 1,
+            clamped=None if step.given is None else mx.broadcast_to(step.given, step.canvas.shape),
+            log_p=step.log_p,
+            finished_rows=finished_rows,
+            alternatives=self.prediction.alternatives,
+            computed=None if self.slots is None else tuple(host.ints(self.slots.at)),
+            work=self.work,
+        )
