@@ -7,6 +7,7 @@ TYPE_CHECKING = False  # for type checkers, which take it for true; `typing` wou
 if TYPE_CHECKING:
     from mlx_dgemma.checkpoint.loading import load
     from mlx_dgemma.diffusion.settings import GenerationConfig
+    from mlx_dgemma.diffusion.settling import Settling
     from mlx_dgemma.errors import DGemmaError
     from mlx_dgemma.text.engine import Engine
     from mlx_dgemma.text.request import CanvasPlan, Request
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CanvasPlan", "DGemmaError", "Engine", "GenerationConfig", "Request", "choose", "generate_samples", "generate_text",
-    "load", "stream_generate",
+    "CanvasPlan", "DGemmaError", "Engine", "GenerationConfig", "Request", "Settling", "choose", "generate_samples",
+    "generate_text", "load", "stream_generate",
 ]  # fmt: skip
 
 _HOME = {
@@ -24,6 +25,7 @@ _HOME = {
     "Engine": "text.engine",
     "GenerationConfig": "diffusion.settings",
     "Request": "text.request",
+    "Settling": "diffusion.settling",
     "choose": "text.shortcuts",
     "generate_samples": "text.shortcuts",
     "generate_text": "text.shortcuts",
