@@ -10,6 +10,7 @@ from mlx_dgemma.diffusion.settling import Settling
 from mlx_dgemma.model.cache import Slots
 
 TILES = 16  # of a canvas: the number of computed positions is a multiple of a tile, so that few sizes occur
+GROWS_AFTER = 2  # steps without a stop token in the draft
 
 
 @dataclass(frozen=True)
@@ -20,45 +21,61 @@ class Told:
         calm: (B, C) bool; accepted, as in the step before, and below the entropy. Of positions that were not computed,
             what does not matter.
         ready: (B,) bool; whether the stopping rule holds.
+        ended: (B,) bool; whether the draft of the present positions has a stop token.
         finished: (B,) bool; whether a row is done.
     """
 
     calm: np.ndarray
     ready: np.ndarray
+    ended: np.ndarray
     finished: np.ndarray
 
 
 class Settled:
-    """Which positions of a canvas (B, C) have settled; on the host, as it decides the shape of the next step."""
+    """Which positions of a canvas (B, C) the next step computes; on the host, as that decides the step's shape.
 
-    def __init__(self, rule: Settling, shape: tuple[int, int]):
-        self.rule, self.size = rule, shape[1]
+    Attributes:
+        size: how many positions are present, from the first on.
+        width: C.
+        computed: the positions that the next step computes; None for all that are present.
+    """
+
+    def __init__(self, rule: Settling, shape: tuple[int, int], size: int):
+        self.rule, self.width, self.size = rule, shape[1], size
         self.calm_steps = np.zeros(shape, int)
-        self.failed = 0
+        self.failed = self.without_end = 0
         self.is_confirming = False
-        self._next: list[int] | None = None  # computed positions of the next step; None: all
+        self.computed: list[int] | None = None
 
     @property
-    def slots(self) -> Slots | None:
-        """The positions that the next step computes; None for all."""
-        return None if self._next is None else Slots(mx.array(self._next), self.size)
+    def positions(self) -> Slots | None:
+        """What the next step computes of the canvas; None for all of it."""
+        if self.computed is None:
+            return None if self.size == self.width else Slots(mx.arange(self.size), self.size)
+        return Slots(mx.array(self.computed), self.size)
 
     def learn(self, told: Told, *, is_last: bool) -> None:
         """Takes what a step came to; `is_last` if the next one is the canvas' last."""
-        computed = np.ones(self.size, bool)
-        if self._next is not None:
-            computed[:] = False
-            computed[self._next] = True
-        had_settled = self._mask()
-        counts = np.where(told.calm, self.calm_steps + 1, 0)
-        self.calm_steps = np.where(computed, counts, self.calm_steps)
-        if self._next is None and self.is_confirming:  # and not finished, or nobody would ask for the next step
+        was_full, had_settled = self.computed is None, self._mask()
+        at = range(self.size) if self.computed is None else self.computed
+        self.calm_steps[:, at] = np.where(told.calm, self.calm_steps + 1, 0)[:, at]
+        if was_full and self.is_confirming:  # and it has not finished, or nobody would ask for the next step
             self.failed += 1
             self._wake(had_settled & ~told.calm)
         going_on = ~told.finished
+        has_grown = self._grow(bool((~told.ended & going_on).any()), is_last=is_last)
         self.is_confirming = bool((told.ready & going_on).any())
-        whole = is_last or self.is_confirming or self.failed > self.rule.failures
-        self._next = None if whole else self._positions((~self._mask()[going_on]).any(axis=0))
+        is_full = is_last or has_grown or self.is_confirming or self.failed > self.rule.failures
+        self.computed = None if is_full else self._unsettled((~self._mask()[going_on]).any(axis=0))
+
+    def _grow(self, has_no_end: bool, *, is_last: bool) -> bool:
+        """Whether more positions become present: twice as many after two steps without an end, all for the last."""
+        self.without_end = self.without_end + 1 if has_no_end else 0
+        if self.size == self.width or not (self.without_end >= GROWS_AFTER or (has_no_end and is_last)):
+            return False
+        self.size = self.width if is_last else min(2 * self.size, self.width)
+        self.without_end = 0
+        return True
 
     def _mask(self) -> np.ndarray:
         mask: np.ndarray = self.calm_steps >= self.rule.steps
@@ -66,20 +83,16 @@ class Settled:
 
     def _wake(self, changed: np.ndarray) -> None:
         """Positions around those that a confirming step changed (B, C)."""
-        for shift in range(-self.rule.neighbours, self.rule.neighbours + 1):
-            beside = np.roll(changed, shift, axis=1)
-            if shift > 0:
-                beside[:, :shift] = False
-            elif shift < 0:
-                beside[:, shift:] = False
-            self.calm_steps[beside] = 0
+        for row, position in np.argwhere(changed):
+            self.calm_steps[row, max(0, position - self.rule.neighbours) : position + self.rule.neighbours + 1] = 0
 
-    def _positions(self, needed: np.ndarray) -> list[int] | None:
-        """The needed ones (C,), filled up to a whole tile with those that settled last; None for all of them."""
-        tile = math.ceil(self.size / TILES)
+    def _unsettled(self, needed: np.ndarray) -> list[int] | None:
+        """The needed positions (C,), filled up to a whole tile with those that settled last; None for all present."""
+        needed = needed[: self.size]
+        tile = math.ceil(self.width / TILES)
         wanted = math.ceil(int(needed.sum()) / tile) * tile
         if wanted == 0 or wanted >= self.size:
-            self.is_confirming = wanted == 0 or self.is_confirming
+            self.is_confirming = wanted == 0
             return None
-        order = np.lexsort((self.calm_steps.min(axis=0), ~needed))
+        order = np.lexsort((self.calm_steps[:, : self.size].min(axis=0), ~needed))
         return sorted(order[:wanted].tolist())

@@ -26,6 +26,9 @@ class Settling:
         steps: how many steps in a row it must have been calm.
         neighbours: how many positions to each side a position that a confirming step changed takes along.
         failures: confirming steps that may fail before a canvas goes on in full steps.
+        start: positions that a canvas begins with, for short answers; while its draft has no stop token there, they are
+            doubled. The others are absent: nobody sees them, and a full step computes those that are present. None
+            begins with all of them, as do canvases that are steered or whose text nothing ends.
 
     Raises:
         DGemmaError: numbers that are none.
@@ -35,11 +38,14 @@ class Settling:
     steps: int = 1
     neighbours: int = 2
     failures: int = 2
+    start: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.entropy, bool) or not isinstance(self.entropy, int | float) or not 0 < self.entropy < 1e9:
             raise DGemmaError(f"settling: entropy must be a number > 0 (nats), got {self.entropy!r}")
-        for name, least in (("steps", 1), ("neighbours", 0), ("failures", 0)):
+        for name, least in (("steps", 1), ("neighbours", 0), ("failures", 0), ("start", 1)):
             value = vars(self)[name]
+            if name == "start" and value is None:
+                continue
             if type(value) is not int or value < least:
                 raise DGemmaError(f"settling: {name} must be an integer >= {least}, got {value!r}")

@@ -41,50 +41,65 @@ class CanvasState(Generic[Begun]):
         self.finished = mx.zeros(shape[:1], mx.bool_)
         self.sampler = Sampler.of(config)
         self.earlier: tuple[EarlierStep, ...] = ()
-        self.settled = None if config.settling is None else Settled(config.settling, shape)
+        self.settled = None if config.settling is None else Settled(config.settling, shape, self._first_size())
+
+    def _first_size(self) -> int:
+        """How many positions the first step computes."""
+        rule, size = self.config.settling, self.tokens.shape[1]
+        is_whole = self.steering.is_free and self.config.stops and self.config.max_denoising_steps > 2
+        return min(rule.start, size) if rule is not None and rule.start and is_whole else size
+
+    @property
+    def positions(self) -> Slots | None:
+        """What the next step computes of the canvas; None for all of it."""
+        return None if self.settled is None else self.settled.positions
 
     def forward(self) -> Forward[Begun]:
-        """The next step's pass: over all positions, or over those that have not settled."""
-        slots = None if self.settled is None else self.settled.slots
-        soft = None if self.prediction is None else self.prediction.soft
-        if slots is not None:
-            assert soft is not None  # every step but the last leaves them
-            return Forward(self.denoiser, self.tokens[:, slots.at], soft[:, slots.at], slots)
-        return Forward(self.denoiser, self.tokens, soft)
+        """The next step's pass: over all positions, or over those that are present and have not settled."""
+        own, soft = self.positions, None if self.prediction is None else self.prediction.soft
+        if self.settled is None or own is None:
+            return Forward(self.denoiser, self.tokens, soft)
+        soft = None if soft is None else soft[:, own.at]
+        slots = own if self.settled.computed is not None else None  # keys and values of all that are present are new
+        return Forward(self.denoiser, self.tokens[:, own.at], soft, slots)
 
     def submit(self, forward: Forward[Begun], remaining: int) -> Generator[Forward[Begun], None, "Pending"]:
         """One denoising step, as in the paper's paragraph; starts it and does not wait."""
-        sampler, steering, slots = self.sampler, self.steering, forward.slots
+        sampler, steering, at = self.sampler, self.steering, self.positions
         # 1. the tempered distribution
         temperature = sampler.temperature_at(remaining, self.config.max_denoising_steps)
         u = self.noise.uniform() if sampler.choice.draws else None
-        if u is not None and slots is not None:
-            u = u[:, slots.at]
+        if u is not None and at is not None:
+            u = u[:, at.at]
         cutoff = self.config.soft_embedding_cutoff
         forward.query = Query(temperature, u, remaining > 1, cutoff, self.rows, self.alternatives)
         yield forward
         own = forward.prediction
         assert own is not None  # whoever drives answers before it goes on
-        prediction = own if slots is None or self.prediction is None else spread(own, self.prediction, slots)
+        prediction = own if at is None else spread(own, self.prediction or self._nothing(own), at)
         step = self._step(prediction, remaining, temperature)
         # 2. proposal, 3. acceptance, 4. the next canvas
         proposal, accepted = sampler.propose(step), steering.keep_given(sampler.accept(step))
         self.tokens = steering.clamp(sampling.renoise(proposal, accepted, self.noise.tokens()))
         # 5. stop? 6. the draft is committed when the loop ends
         ready = sampler.is_done(step)
-        if slots is None:  # only a full step ends a canvas
+        told = [accepted.sum()[None], step.mean_entropy.mean()[None]]
+        if self.settled is None:
             self.finished = self.finished | ready
-        told = [accepted.sum()[None], step.mean_entropy.mean()[None], self.finished]
-        if self.settled is not None:
-            told += [ready, self._calm(step, accepted).flatten()]
-        summary = mx.concatenate([own.astype(mx.float32) for own in told])
+            told += [self.finished]
+        else:
+            ended = self._ended(step.draft)
+            if self.settled.computed is None:  # only a full step ends a canvas
+                self.finished = self.finished | (ready & ended)
+            told += [self.finished, ready & ended, ended, self._calm(step, accepted).flatten()]
+        summary = mx.concatenate([part.astype(mx.float32) for part in told])
         self.prediction, self.draft, self.log_p = prediction, step.draft, step.log_p
         self.earlier = (*self.earlier, EarlierStep(step.draft, step.entropy, accepted))
         results = [summary, self.tokens, step.draft, step.entropy, accepted, step.log_p]
         optional = (prediction.soft, prediction.groups, *(prediction.alternatives or ()))
         memory.start([*results, *(array for array in optional if array is not None)])
-        count = self.tokens.shape[0] * (self.tokens.shape[1] if slots is None else slots.at.size)
-        return Pending(self.index, step, accepted, summary, prediction, slots, Work(count, own.scored, own.mixed))
+        work = Work(own.argmax.size, own.scored, own.mixed)
+        return Pending(self.index, step, accepted, summary, prediction, at, work)
 
     def _step(self, prediction: Prediction, remaining: int, temperature: float) -> Step:
         """What the sampler's strategies are told; rows that are done keep their draft."""
@@ -112,14 +127,45 @@ class CanvasState(Generic[Begun]):
         stays = (step.draft == step.earlier[-1].draft) & (step.draft == self.tokens)
         return stays & accepted & (step.entropy < self.settled.rule.entropy)
 
+    def _ended(self, draft: mx.array) -> mx.array:
+        """By row (B,), whether the draft's present positions have a stop token; true where all are present."""
+        assert self.settled is not None
+        if self.settled.size == self.settled.width:
+            return mx.ones(draft.shape[:1], mx.bool_)
+        stops = mx.array(self.config.stops)
+        return (draft[:, : self.settled.size, None] == stops).any(axis=(1, 2))
+
+    def _nothing(self, like: Prediction) -> Prediction:
+        """What is predicted of positions that are absent: the text's end, of which there is no doubt."""
+        shape = self.tokens.shape
+
+        def empty(array: mx.array, value: int = 0) -> mx.array:
+            return mx.full((*shape, *array.shape[2:]), value, array.dtype)
+
+        end, likely = empty(like.argmax, self.config.stops[0]), like.alternatives
+        return replace(
+            like,
+            argmax=end,
+            proposal=end,
+            entropy=empty(like.entropy),
+            log_p=empty(like.log_p),
+            soft=None if like.soft is None else empty(like.soft),
+            groups=None if like.groups is None else empty(like.groups),
+            alternatives=None if likely is None else (empty(likely[0]), empty(likely[1])),
+        )
+
     def learn(self, event: DenoisingStep, pending: "Pending") -> None:
         """Takes from a step that was read what the next one depends on, arrays apart."""
         self.noise.active = [not finished for finished in event.finished_rows]  # rows that are done draw no more
-        if self.settled is not None:
+        if self.settled is not None and not event.finished:
+            present = self.settled.size
             self.settled.learn(pending.told(), is_last=event.remaining == 2)
-        groups, slots = pending.prediction.groups, None if self.settled is None else self.settled.slots
+            if self.settled.size > present:  # what becomes present is noise, as at a canvas' start
+                is_new = mx.arange(self.settled.width) >= present
+                self.tokens = mx.where(is_new, self.noise.tokens(), self.tokens)
+        groups, at = pending.prediction.groups, self.positions
         if groups is not None:
-            self.rows = SoftRows.of(groups if slots is None else groups[:, slots.at])
+            self.rows = SoftRows.of(groups if at is None else groups[:, at.at])
 
 
 def spread(own: Prediction, before: Prediction, slots: Slots) -> Prediction:
@@ -154,9 +200,9 @@ class Pending:
         index: of the canvas.
         step: what the strategies were told.
         accepted: (B, C).
-        summary: accepted count, mean entropy, finished rows; with settling, ready rows and calm positions.
+        summary: accepted count, mean entropy, finished rows; with settling, ready and ended rows, calm positions.
         prediction: of all positions.
-        slots: the positions that were computed; None for all.
+        at: the positions that were computed; None for all.
         work: what was computed.
     """
 
@@ -165,15 +211,15 @@ class Pending:
     accepted: mx.array
     summary: mx.array
     prediction: Prediction
-    slots: Slots | None
+    at: Slots | None
     work: Work
 
     def told(self) -> Told:
         """What settling learns of the step."""
         batch, size = self.accepted.shape
         flags = np.array(host.floats(self.summary)[2:]) == 1.0
-        finished, ready, calm = np.split(flags, [batch, 2 * batch])
-        return Told(calm.reshape(batch, size), ready, finished)
+        finished, ready, ended, calm = np.split(flags, [batch, 2 * batch, 3 * batch])
+        return Told(calm.reshape(batch, size), ready, ended, finished)
 
     def read(self) -> DenoisingStep:
         """The event: the step's one host synchronisation."""
@@ -200,6 +246,6 @@ class Pending:
             log_p=step.log_p,
             finished_rows=finished_rows,
             alternatives=self.prediction.alternatives,
-            computed=None if self.slots is None else tuple(host.ints(self.slots.at)),
+            computed=None if self.at is None else tuple(host.ints(self.at.at)),
             work=self.work,
         )

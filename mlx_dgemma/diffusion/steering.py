@@ -31,6 +31,11 @@ class Steering:
     keep: mx.array | None = None
 
     @property
+    def is_free(self) -> bool:
+        """Whether nothing is steered."""
+        return self.given is None and self.draft is None
+
+    @property
     def is_complete(self) -> bool:
         """Whether every position is given, so that nothing is left to denoise."""
         return self.clamped is not None and bool(self.clamped.all().item())

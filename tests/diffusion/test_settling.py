@@ -30,9 +30,9 @@ class Scripted:
         self.restless: int | None = None  # a position whose answer changes at every full step
 
     def begin(self, canvas, soft, slots=None):
-        at = list(range(C)) if slots is None else slots.at.tolist()
+        at = list(range(canvas.shape[1])) if slots is None else slots.at.tolist()
         assert canvas.shape[1] == len(at) and (soft is None or soft.shape[1] == len(at))
-        self.computed.append(None if slots is None else at)
+        self.computed.append(None if len(at) == C else at)
         step = min(self.step, len(self.answers) - 1)
         self.step += 1
         if self.restless is not None and slots is None:
@@ -112,17 +112,17 @@ def test_the_last_step_is_full():
 
 
 def test_two_rows_compute_what_one_of_them_needs():
-    settled = Settled(Settling(), (2, C))
+    settled, no = Settled(Settling(), (2, C), C), np.zeros(2, bool)
     calm = np.ones((2, C), bool)
     calm[0, 4] = calm[1, 9] = False
-    settled.learn(Told(calm, np.zeros(2, bool), np.zeros(2, bool)), is_last=False)
-    assert settled.slots.at.tolist() == [4, 9]
+    settled.learn(Told(calm, no, ~no, no), is_last=False)
+    assert settled.computed == [4, 9]
     calm[0, 4] = True
-    settled.learn(Told(calm, np.zeros(2, bool), np.array([True, False])), is_last=False)
-    assert 9 in settled.slots.at.tolist() and len(settled.slots.at) == 2
+    settled.learn(Told(calm, no, ~no, np.array([True, False])), is_last=False)
+    assert 9 in settled.computed and len(settled.computed) == 2
     calm[0, 9], calm[1, 9] = False, True
-    settled.learn(Told(calm, np.zeros(2, bool), np.array([True, False])), is_last=False)
-    assert settled.slots is None  # what only a row asks for that is done
+    settled.learn(Told(calm, no, ~no, np.array([True, False])), is_last=False)
+    assert settled.computed is None  # what only a row asks for that is done
 
 
 @given(st.data())
@@ -238,3 +238,32 @@ def test_rows_that_share_steps_settle_too(engine):
         if isinstance(event, TextCanvas):
             texts[i] = texts.get(i, "") + event.text
     assert [texts[i] for i in range(len(requests))] == [engine.generate(request).text for request in requests]
+
+
+def test_a_short_answer_needs_no_more_positions_than_it_begins_with(engine):
+    steps, result = run(engine, "roman 1994", settling=Settling(start=32))
+    assert result.text == "MCMXCIV" and len(result.canvases[0]) == 64
+    assert max(e.work.rows for e in steps) == 32 and steps[-1].work.rows == 32  # the confirming step, too
+    assert all(np.array_equal(e.draft[0, 32:], mx.full((32,), e.draft[0, -1].item())) for e in steps)
+
+
+def test_a_long_answer_grows_to_the_whole_canvas(engine):
+    steps, result = run(engine, "count 18 to 50", settling=Settling(start=16))
+    plain, expected = run(engine, "count 18 to 50")
+    assert result.text == expected.text and len(result.canvases) == len(expected.canvases) == 2
+    rows = [e.work.rows for e in steps if e.canvas_index == 0]
+    assert rows[0] == 16 and 32 in rows and rows[-1] == 64
+
+
+@given(st.integers(3, 9), st.sampled_from([4, 16, 31]), st.integers(0, 10**6))
+def test_a_canvas_without_an_end_is_whole_at_its_last_step(limit, start, seed):
+    rng = np.random.default_rng(seed)
+    denoiser = Scripted(rng.integers(1, V, (limit, C)), np.full((limit, C), 8.0))  # id 0 ends the text
+    settings = {"settling": Settling(start=start), "max_denoising_steps": limit, "eos_token_id": [0]}
+    events = denoised(denoiser, **settings)
+    assert events[0].work.rows == start and events[-1].work.rows == C and events[-1].computed is None
+
+
+def test_what_is_steered_or_has_no_end_begins_whole():
+    for settings in ({"eos_token_id": []}, {"eos_token_id": [0], "max_denoising_steps": 2}):
+        assert denoised(sure(4), settling=Settling(start=8), **settings)[0].work.rows == C
