@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="D", help="folder to save into")
     add("--steps", type=int, default=6000, metavar="N", help="batches (default: 6000)")
+    add("--minutes", type=float, metavar="M", help="end after so long instead of after --steps")
     add("--batch-size", type=int, default=64, metavar="N", help="canvases in a batch (default: 64)")
     add("--save-every", type=float, default=15, metavar="M", help="minutes between two saves (default: 15)")
     add("--seed", type=int, default=0, metavar="N", help="of data, corruption and weights (default: 0)")

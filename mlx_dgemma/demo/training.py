@@ -147,6 +147,7 @@ class Plan:
     Attributes:
         output: folder to save into, every `save_every` minutes and at the end.
         steps, batch_size: how many of them, and of how many canvases.
+        minutes: end after so long instead of after `steps`; another run is then another checkpoint.
         save_every: minutes between two saves.
         seed: of data, corruption and initial weights.
         start: checkpoint to go on from; None starts afresh.
@@ -155,6 +156,7 @@ class Plan:
 
     output: Path
     steps: int = 6000
+    minutes: float | None = None
     batch_size: int = 64
     save_every: float = 15
     seed: int = 0
@@ -173,8 +175,11 @@ def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
     optimizers = make_optimizers(model)
     peaks = [plan.rate * group["lr"] for o in optimizers for group in o.param_groups]
     data, began, saved = batches(plan.seed, plan.batch_size), time.time(), time.time()
-    for step in range(1, plan.steps + 1):
-        factor = min(step / 100, 0.5 + 0.5 * math.cos(math.pi * step / plan.steps))
+    step, done = 0, 0.0
+    while done < 1:
+        step += 1
+        done = (time.time() - began) / (60 * plan.minutes) if plan.minutes else step / plan.steps
+        factor = min(step / 100, 0.5 + 0.5 * math.cos(math.pi * min(done, 1)))
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
         denoiser_loss, encoder_loss = training_loss(model, next(data))
@@ -187,7 +192,7 @@ def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
             seconds = (time.time() - began) / step
             losses = f"denoiser {denoiser_loss:.4f}  encoder {encoder_loss:.4f}"
             print(f"{step:5d}  {losses}  {seconds:.2f} s/step", flush=True)
-        if time.time() - saved > 60 * plan.save_every or step == plan.steps:
+        if time.time() - saved > 60 * plan.save_every or done >= 1:
             with signals.uninterrupted():
                 save(model, plan.output)
             saved = time.time()

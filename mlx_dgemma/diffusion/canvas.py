@@ -14,6 +14,7 @@ from mlx_dgemma.diffusion.noise import Noise
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.state import CanvasState
 from mlx_dgemma.diffusion.steering import Steering
+from mlx_dgemma.diffusion.work import Work
 from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
@@ -115,9 +116,10 @@ def _stitch(
         if cache.length + shape[1] > model.config.max_position_embeddings:
             return
         steering = steerings[index] if index < len(steerings) else None
-        step: DenoisingStep | None = None
+        step, work = None, Work()
         for event in refine(denoiser, config, noise, shape, index, steering, alternatives):
-            step = event if isinstance(event, DenoisingStep) else step
+            if isinstance(event, DenoisingStep):
+                step, work = event, work + event.work
             yield event
         if step is not None:
             draft = step.draft
@@ -125,6 +127,6 @@ def _stitch(
             assert steering is not None and steering.given is not None  # no step is made for a canvas given whole
             draft = mx.broadcast_to(steering.given, shape)
         mx.clear_cache()  # buffers of this canvas's sizes; the next prefix is longer, or there is none
-        yield CommittedCanvas(index, draft, step.step if step else 0)
+        yield CommittedCanvas(index, draft, step.step if step else 0, work)
         if index + 1 < max_canvases:
             yield from pauses(chunks(model, draft, cache))

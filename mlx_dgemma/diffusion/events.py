@@ -53,8 +53,9 @@ class DenoisingStep:
 
 @dataclass(frozen=True)
 class CommittedCanvas:
-    """A finished canvas: its argmax ids (B, C) and the number of denoising steps it took."""
+    """A finished canvas: its argmax ids (B, C), the number of denoising steps it took, and what they computed."""
 
     canvas_index: int
     tokens: mx.array
     steps: int
+    work: Work = field(default_factory=Work)

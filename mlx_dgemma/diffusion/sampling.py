@@ -100,28 +100,31 @@ class EntropyBound:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The four strategies of a run."""
+    """The four strategies of a run, and the published schedule, whichever takes its place."""
 
     temperature: TemperatureSchedule
     choice: TokenChoice
     acceptance: Acceptance
     stopping: Stopping
+    published: LinearSchedule
 
     @classmethod
     def of(cls, settings: GenerationConfig) -> Sampler:
         """The published strategies with these settings' numbers, or what takes their place."""
         named: dict[str, TokenChoice] = {"categorical": Categorical(), "argmax": Argmax()}
         choice = settings.token_choice
+        published = LinearSchedule(settings.t_min, settings.t_max)
         return cls(
-            settings.temperature_schedule or LinearSchedule(settings.t_min, settings.t_max),
+            settings.temperature_schedule or published,
             named[choice] if isinstance(choice, str) else choice,
             settings.acceptance or EntropyBound(settings.entropy_bound),
             settings.stopping or StableAndConfident(settings.stability_threshold, settings.confidence_threshold),
+            published,
         )
 
-    def temperature_at(self, remaining: int, max_steps: int) -> float:
-        """What the logits are divided by."""
-        temperature = self.temperature(remaining, max_steps)
+    def temperature_at(self, remaining: int, max_steps: int, *, is_published: bool = False) -> float:
+        """What the logits are divided by; `is_published` asks the published schedule."""
+        temperature = (self.published if is_published else self.temperature)(remaining, max_steps)
         if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
             raise DGemmaError(f"temperature_schedule {self.temperature!r} gave {temperature!r}; a number > 0 is needed")
         return temperature

@@ -11,7 +11,7 @@ from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_dgemma.diffusion.settling import Settling
+from mlx_dgemma.diffusion.settling import FAST, Settling
 from mlx_dgemma.diffusion.strategies import Acceptance, Stopping, TemperatureSchedule, TokenChoice
 from mlx_dgemma.errors import DGemmaError, first_line
 
@@ -47,6 +47,7 @@ class GenerationConfig:
         temperature_schedule, acceptance, stopping: strategies (see `diffusion.strategies`) instead of the published
             ones, whose numbers are then left out.
         settling: when positions leave the computation until a full step confirms the canvas; None: never.
+        fast: the preset for less work: positions settle by a rule that was measured (`settling.FAST`).
     """
 
     max_new_tokens: int = 256
@@ -63,6 +64,7 @@ class GenerationConfig:
     acceptance: Acceptance | None = None
     stopping: Stopping | None = None
     settling: Settling | None = None
+    fast: bool = False
 
     if TYPE_CHECKING:  # set by `__new__`, and no field
         _given: frozenset[str] = field(init=False)
@@ -98,6 +100,10 @@ class GenerationConfig:
             object.__setattr__(self, "eos_token_id", _id_list(self.eos_token_id))
 
     def _check_strategies(self) -> None:
+        if type(self.fast) is not bool:
+            raise DGemmaError(f"fast must be True or False, got {self.fast!r}")
+        if self.fast and self.settling is not None:
+            raise DGemmaError(f"fast is of no use beside settling={self.settling!r}; leave one of them out")
         if self.settling is not None and not isinstance(self.settling, Settling):
             raise DGemmaError(f"settling must be a Settling or None, got {self.settling!r}")
         for name, (protocol, numbers) in STRATEGIES.items():
@@ -114,6 +120,11 @@ class GenerationConfig:
     def given(self) -> frozenset[str]:
         """The fields that were given, by name; the others are defaults."""
         return self._given
+
+    @property
+    def rest(self) -> Settling | None:
+        """When positions settle; None: never."""
+        return self.settling or (FAST if self.fast else None)
 
     @property
     def stops(self) -> list[int]:
@@ -136,6 +147,8 @@ class GenerationConfig:
                 values = {n: value for n, value in values.items() if n not in numbers} | {name: repr(own)}
         if self.settling is None:  # as it was before there was any
             del values["settling"]
+        if not self.fast:
+            del values["fast"]
         choice = self.token_choice
         return values | {"token_choice": choice if isinstance(choice, str) else repr(choice)}
 
@@ -144,7 +157,13 @@ class GenerationConfig:
         """Reads the content of a generation_config.json; foreign fields are ignored, other samplers refused."""
         if not isinstance(content, dict):
             raise DGemmaError(f"generation_config is {content!r}, it must be a JSON object")
-        names = {f.name for f in fields(cls)} - {"token_choice", "soft_embedding_cutoff", "settling", *STRATEGIES}
+        names = {f.name for f in fields(cls)} - {
+            "token_choice",
+            "soft_embedding_cutoff",
+            "settling",
+            "fast",
+            *STRATEGIES,
+        }
         given = {name: value for name, value in content.items() if name in names and value is not None}
         sampler = content.get("sampler_config")
         if sampler is not None:

@@ -49,3 +49,6 @@ class Settling:
                 continue
             if type(value) is not int or value < least:
                 raise DGemmaError(f"settling: {name} must be an integer >= {least}, got {value!r}")
+
+
+FAST = Settling()  # what `fast` means

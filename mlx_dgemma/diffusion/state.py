@@ -41,11 +41,11 @@ class CanvasState(Generic[Begun]):
         self.finished = mx.zeros(shape[:1], mx.bool_)
         self.sampler = Sampler.of(config)
         self.earlier: tuple[EarlierStep, ...] = ()
-        self.settled = None if config.settling is None else Settled(config.settling, shape, self._first_size())
+        self.settled = None if config.rest is None else Settled(config.rest, shape, self._first_size())
 
     def _first_size(self) -> int:
         """How many positions the first step computes."""
-        rule, size = self.config.settling, self.tokens.shape[1]
+        rule, size = self.config.rest, self.tokens.shape[1]
         is_whole = self.steering.is_free and self.config.stops and self.config.max_denoising_steps > 2
         return min(rule.start, size) if rule is not None and rule.start and is_whole else size
 
@@ -67,7 +67,8 @@ class CanvasState(Generic[Begun]):
         """One denoising step, as in the paper's paragraph; starts it and does not wait."""
         sampler, steering, at = self.sampler, self.steering, self.positions
         # 1. the tempered distribution
-        temperature = sampler.temperature_at(remaining, self.config.max_denoising_steps)
+        confirms = self.settled is not None and self.settled.is_confirming
+        temperature = sampler.temperature_at(remaining, self.config.max_denoising_steps, is_published=confirms)
         u = self.noise.uniform() if sampler.choice.draws else None
         if u is not None and at is not None:
             u = u[:, at.at]
@@ -94,7 +95,7 @@ class CanvasState(Generic[Begun]):
             told += [self.finished, ready & ended, ended, self._calm(step, accepted).flatten()]
         summary = mx.concatenate([part.astype(mx.float32) for part in told])
         self.prediction, self.draft, self.log_p = prediction, step.draft, step.log_p
-        self.earlier = (*self.earlier, EarlierStep(step.draft, step.entropy, accepted))
+        self.earlier = (*self.earlier, EarlierStep(step.draft, step.entropy, accepted, step.log_p))
         results = [summary, self.tokens, step.draft, step.entropy, accepted, step.log_p]
         optional = (prediction.soft, prediction.groups, *(prediction.alternatives or ()))
         memory.start([*results, *(array for array in optional if array is not None)])

@@ -25,6 +25,7 @@ class EarlierStep:
     draft: mx.array
     entropy: mx.array
     accepted: mx.array
+    log_p: mx.array
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,10 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(self.rows + other.rows, self.scored + other.scored, self.mixed + other.mixed)
 
+    def share(self, rows: int) -> Work:
+        """What one of so many rows of a batch took."""
+        return Work(self.rows // rows, self.scored // rows, self.mixed // rows)
+
     def full_steps(self, canvas: int, vocabulary: int) -> float:
         """In full steps of a canvas of so many positions, at the published model's cost split."""
         ids = canvas * vocabulary

@@ -68,6 +68,7 @@ class End:
             "canvases": stats.canvases,
             "steps": list(self.steps),
             "tokens_per_forward": round(stats.tokens_per_forward, 2),
+            "work": round(stats.work, 4),
             "prefill_seconds": round(stats.prompt_seconds, 4),
             "denoise_seconds": round(stats.seconds, 4),
             "seed": self.seed,

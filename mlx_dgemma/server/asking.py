@@ -19,7 +19,7 @@ NUMBERS = {  # of the sampler, which a request may set, in bounds
     "entropy_bound": (0, 1e6), "t_min": (1e-3, 100), "t_max": (1e-3, 100), "confidence_threshold": (0, 100),
 }  # fmt: skip
 COUNTS = {"max_denoising_steps": (1, 1000), "stability_threshold": (0, 1000)}
-DIFFUSION = (*NUMBERS, *COUNTS, "drafts", "template", "init", "noise")
+DIFFUSION = (*NUMBERS, *COUNTS, "fast", "drafts", "template", "init", "noise")
 DETAILS = ("text", "tokens")
 KWARGS = ("enable_thinking", "preserve_thinking")
 
@@ -102,6 +102,8 @@ def take_diffusion(asked: Asked, body: Fields) -> None:
     for name, (least, most) in COUNTS.items():
         if (count := own.integer(name, least, most)) is not None:
             asked.settings[name] = count
+    if (fast := own.flag("fast")) is not None:
+        asked.settings["fast"] = fast
     drafts = own.values.get("drafts")
     if drafts not in (None, False, True, *DETAILS):
         raise own.wrong("drafts", f"one of {', '.join(DETAILS)}")

@@ -15,9 +15,10 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_output
 from mlx_dgemma.sweep import frontier, journal
 from mlx_dgemma.sweep.grid import FIELDS, Grid, Settings, parse_grid, text_of
+from mlx_dgemma.sweep.paired import compare, comparison_table
 from mlx_dgemma.sweep.plugins import settings_of
 from mlx_dgemma.sweep.questions import Question, draw_questions, read_pairs
-from mlx_dgemma.sweep.show import show
+from mlx_dgemma.sweep.show import show, show_table
 from mlx_dgemma.sweep.summary import summarise
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
 from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
@@ -44,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of tasks' questions and of the noise (default: 0)")
     add("--max-tokens", type=int, metavar="N", help=f"length of an answer (default: tasks {MAX_NEW_TOKENS})")
     add("--output", type=Path, default=Path("sweep.csv"), metavar="F", help="a row per generation (default: sweep.csv)")
+    about = "points of exact match within which a setting counts as no worse than the first (default: 2)"
+    add("--margin", type=float, default=2.0, metavar="POINTS", help=about)
     add("--plot", type=Path, metavar="F", help="write the quality-steps frontier to F (.png, .pdf, .svg)")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
@@ -84,6 +87,8 @@ def check_usage(args: argparse.Namespace) -> Grid:
             raise DGemmaError("--tasks names a task twice")
     if not 0 <= args.seed < 2**62:  # seed + index is a seed as well
         raise DGemmaError(f"--seed must be between 0 and 2^62 - 1, got {args.seed}")
+    if not 0 < args.margin < 100:
+        raise DGemmaError(f"--margin must be between 0 and 100 points, got {args.margin}")
     if args.max_tokens is not None and "max_new_tokens" in grid.axes:
         raise DGemmaError("--max-tokens and --set max_new_tokens exclude each other")
     settings_of(_base(args))
@@ -103,6 +108,10 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
     finished = len(rows) == len(plan) or carry_out(args, grid, plan, description, rows, nbytes)
     lines = summarise(rows, grid)
     show(lines, grid, title(args, grid))
+    compared = compare(rows, grid) if len(grid.points()) > 1 else []
+    if compared:
+        told = f"against {text_of(grid.points()[0])}, the same questions and noise"
+        show_table(comparison_table(compared, grid.varying(), args.margin / 100), told)
     say(f"{len(rows)} generations: {args.output}; their run: {journal.description_file(args.output)}")
     if not finished:
         told = f"interrupted after {len(rows)} of {len(plan)} generations; the same command goes on with --resume"

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 FORMATS = (".png", ".pdf", ".svg")
+_COSTS = {  # what exact match is plotted against
+    "steps_per_canvas": "denoising steps per canvas (mean)", "work": "work: full denoising steps per token",
+}  # fmt: skip
 _DISTANCES = (5, 12, 20, 30, 42, 56, 72)  # of a label from its point, in typographic points
 _DIRECTIONS = ((-1, 1), (1, -1), (-1, -1), (1, 1), (-1, 0), (1, 0), (0, 1), (0, -1))
 _ALIGNMENT = {-1: "right", 0: "center", 1: "left"}  # of a label on that side
@@ -45,51 +48,55 @@ def _dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
 
 
 def plot(lines: list[Line], grid: Grid, title: str, path: Path) -> None:
-    """Writes a panel per task: steps per canvas against exact match with its 95 % interval, the frontier joined."""
+    """Writes two panels per task: exact match with its 95 % interval against steps and against work, frontiers joined.
+
+    Work is what a step computed, so that steps which leave something out count for less.
+    """
     from matplotlib.figure import Figure
 
     tasks = [task for task in dict.fromkeys(line.task for line in lines) if task != ALL]
-    wide = min(len(tasks), 4)
-    high = -(-len(tasks) // wide)
+    wanted = [(task, cost) for task in tasks for cost in _COSTS]
+    wide = min(len(wanted), 4)
+    high = -(-len(wanted) // wide)
     figure = Figure(figsize=(max(7.0, 4.5 * wide), 4.8 * high), dpi=150, layout="constrained")
     panels = list(figure.subplots(high, wide, squeeze=False).flat)
     labels = f"\nlabels: {', '.join(grid.varying())}" if grid.varying() else ""
     figure.suptitle(title + labels, fontsize=10)
-    shown = [[line for line in lines if line.task == task] for task in tasks]
-    for panel, chosen in zip(panels, shown, strict=False):
-        _draw(panel, chosen)
-    for panel in panels[len(tasks) :]:
+    shown = [([line for line in lines if line.task == task], cost) for task, cost in wanted]
+    for panel, (chosen, cost) in zip(panels, shown, strict=False):
+        _draw(panel, chosen, cost)
+    for panel in panels[len(wanted) :]:
         panel.set_visible(False)
     figure.draw_without_rendering()  # settles where everything is, so that labels can keep clear of it
     figure.set_layout_engine("none")
-    for panel, chosen in zip(panels, shown, strict=False):
-        _label(panel, chosen, grid)
+    for panel, (chosen, cost) in zip(panels, shown, strict=False):
+        _label(panel, chosen, grid, cost)
     write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
 
 
-def _points(lines: list[Line]) -> tuple[list[tuple[float, float]], list[int]]:
-    points = [(line.score.steps_per_canvas, 100 * line.score.exact) for line in lines]
+def _points(lines: list[Line], cost: str) -> tuple[list[tuple[float, float]], list[int]]:
+    points = [(float(vars(line.score)[cost]), 100 * line.score.exact) for line in lines]
     return points, frontier(points)
 
 
-def _draw(axes: "Axes", lines: list[Line]) -> None:
-    points, best = _points(lines)
+def _draw(axes: "Axes", lines: list[Line], cost: str) -> None:
+    points, best = _points(lines, cost)
     for i, (line, (x, y)) in enumerate(zip(lines, points, strict=True)):
         low, high = line.score.interval
         axes.errorbar(x, y, [[y - 100 * low], [100 * high - y]], fmt="o", color=_colour(i in best), capsize=3, ms=5)
     axes.plot(*zip(*(points[i] for i in best), strict=True), color=_colour(True), linewidth=1, zorder=0)
     axes.set_title(lines[0].task)
-    axes.set_xlabel("denoising steps per canvas (mean)")
+    axes.set_xlabel(_COSTS[cost])
     axes.set_ylabel("exact match, % (95 % interval)")
     axes.margins(0.12)
     axes.grid(alpha=0.3)
 
 
-def _label(axes: "Axes", lines: list[Line], grid: Grid) -> None:
+def _label(axes: "Axes", lines: list[Line], grid: Grid, cost: str) -> None:
     """Writes each point's settings at the nearest place that is free of points, bars and other labels."""
     from matplotlib.transforms import Bbox
 
-    points, best = _points(lines)
+    points, best = _points(lines, cost)
     taken = []
     for line, (x, y) in zip(lines, points, strict=True):
         low, high = axes.transData.transform([(x, 100 * bound) for bound in line.score.interval])

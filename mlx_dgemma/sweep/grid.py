@@ -13,13 +13,19 @@ Value = int | float | str
 Settings = dict[str, Value]
 
 # a list of stop tokens has no place on an axis; every other field has one, strategies as the texts that name them
-_TYPES: dict[object, Callable[[str], Value]] = {int: int, float: float, float | None: float}
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+_TYPES: dict[object, Callable[[str], Value]] = {int: int, float: float, float | None: float, bool: _flag}
 FIELDS: dict[str, Callable[[str], Value]] = {
     f.name: str if f.name in plugins.FIELDS else _TYPES[f.type]
     for f in fields(GenerationConfig)
     if f.name in plugins.FIELDS or f.type in _TYPES
 }
-_KINDS: dict[object, str] = {int: "an integer", float: "a number", str: "a word"}
+_KINDS: dict[object, str] = {int: "an integer", float: "a number", str: "a word", _flag: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def _parse_value(name: str, text: str) -> Value:
     kind = FIELDS[name]
     try:
         value = kind(text)
-    except ValueError:
+    except (ValueError, KeyError):
         raise DGemmaError(f"--set {name}: {text!r} is not {_KINDS[kind]}") from None
     try:
         plugins.settings_of({name: value})

@@ -15,7 +15,7 @@ from mlx_dgemma.diffusion.settings import STRATEGIES, GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 
 FORM = "my_module:Rule(0.2)"
-FIELDS = (*STRATEGIES, "token_choice")
+FIELDS = (*STRATEGIES, "token_choice", "settling")
 
 
 def settings_of(values: dict[str, int | float | str]) -> GenerationConfig:

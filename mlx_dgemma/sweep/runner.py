@@ -26,6 +26,7 @@ def ask(engine: Engine, question: Question, settings: GenerationConfig, seed: in
         stats.canvases,
         stats.tokens,
         round(stats.prompt_seconds + stats.seconds, 4),
+        round(stats.work, 6),
     )
 
 

@@ -22,6 +22,18 @@ def show(lines: list[Line], grid: Grid, title: str) -> None:
     console.print(drawn(*table(lines, grid.varying()), console.width), soft_wrap=True)
 
 
+def show_table(cells: tuple[list[str], list[list[str]]], title: str) -> None:
+    """Prints a second table below its title, in the same way."""
+    if not sys.stdout.isatty():
+        print(f"\n{title}:\n\n{markdown(*cells)}")
+        return
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(f"\n{title}", soft_wrap=True)
+    console.print(drawn(*cells, console.width), soft_wrap=True)
+
+
 def drawn(header: list[str], cells: list[list[str]], width: int) -> "Table":
     """For a terminal; where it is too narrow, headers and names of tasks break, and figures do not."""
     from rich.box import SIMPLE_HEAD

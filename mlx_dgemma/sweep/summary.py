@@ -20,6 +20,7 @@ class Score:
         n, correct: how many there were, and how many had the right answer.
         steps_per_canvas: denoising steps per canvas, mean over canvases.
         tokens_per_forward: text tokens per denoising step.
+        work: full denoising steps, in operations, per text token.
         seconds: of a generation, median.
     """
 
@@ -27,6 +28,7 @@ class Score:
     correct: int
     steps_per_canvas: float
     tokens_per_forward: float
+    work: float
     seconds: float
 
     @property
@@ -48,16 +50,17 @@ def score(outcomes: Iterable[Outcome]) -> Score:
         sum(o.correct for o in outcomes),
         steps / canvases,
         sum(o.tokens for o in outcomes) / steps,
+        sum(o.full_steps for o in outcomes) / max(1, sum(o.tokens for o in outcomes)),
         median(o.seconds for o in outcomes),
     )
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share, 95 %: honest for few samples and for shares near 0 and 1."""
+def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share: honest for few samples and for shares near 0 and 1."""
     share = correct / n
-    centre = share + Z95**2 / (2 * n)
-    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    low, high = ((centre + sign * half) / (1 + Z95**2 / n) for sign in (-1, 1))
+    centre = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
     return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not leave the share outside
 
 
@@ -84,7 +87,7 @@ def summarise(rows: list[Row], grid: Grid) -> list[Line]:
 
 def table(lines: list[Line], fields: list[str]) -> tuple[list[str], list[list[str]]]:
     """Header and cells, with a column for each of these settings."""
-    header = [*fields, "task", "n", "exact match", "95 % interval", "steps per canvas", "tokens per forward"]
+    header = [*fields, "task", "n", "exact match", "95 % interval", "steps per canvas", "tokens per forward", "work"]
     return [*header, "seconds (median)"], [[*(str(line.settings[f]) for f in fields), *_cells(line)] for line in lines]
 
 
@@ -98,6 +101,7 @@ def _cells(line: Line) -> list[str]:
         f"{100 * low:.1f} – {100 * high:.1f}",
         f"{got.steps_per_canvas:.2f}",
         f"{got.tokens_per_forward:.2f}",
+        f"{got.work:.4f}",
         f"{got.seconds:.2f}",
     ]
 

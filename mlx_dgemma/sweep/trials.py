@@ -14,7 +14,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One generation: denoising `steps` of all its canvases, `tokens` of the text, `seconds` with the prefill."""
+    """One generation.
+
+    Attributes:
+        task, index, prompt: of the question.
+        answer, correct: what was written, and whether it is right.
+        steps, canvases, tokens: denoising steps of all its canvases, and tokens of the text.
+        seconds: with the prefill.
+        work: full denoising steps, in operations, per token of the text (of a text without any: in all).
+    """
 
     task: str
     index: int
@@ -25,6 +33,12 @@ class Outcome:
     canvases: int
     tokens: int
     seconds: float
+    work: float
+
+    @property
+    def full_steps(self) -> float:
+        """In all."""
+        return self.work * max(1, self.tokens)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--stability-threshold", type=int, metavar="N", help="previous steps that must agree before it stops")
     add("--soft-embedding-cutoff", type=float, metavar="NATS", help="leave unlikely tokens out of soft embeddings")
     add("--token-choice", choices=TOKEN_CHOICES, help="draw the proposed tokens, or take the most likely ones")
+    about = "less work per token: what has settled is not computed again until a full step confirms the canvas"
+    add("--fast", action="store_true", default=None, help=about)
     for names, instead in _OTHERS.items():
         parser.add_argument(*names, action=Elsewhere, instead=instead)
 

@@ -28,6 +28,7 @@ def as_json(result: GenerationResult) -> dict[str, object]:
             "prompt_tokens_per_second": stats.prompt_tokens_per_second,
             "tokens_per_second": stats.tokens_per_second,
             "tokens_per_forward": stats.tokens_per_forward,
+            "work": stats.work,
         },
     }
 
@@ -61,6 +62,6 @@ def summary(result: GenerationResult) -> str:
         f"prompt:  {stats.prompt_tokens} tokens{cached}, {stats.prompt_tokens_per_second:.1f} tokens/s",
         f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)} and "
         f"{stats.seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s ({result.finish_reason})",
-        f"steps:   {steps}, {stats.tokens_per_forward:.1f} tokens per forward",
+        f"steps:   {steps}, {stats.tokens_per_forward:.1f} tokens per forward, {stats.work:.3f} full steps per token",
         f"memory:  {stats.peak_memory / 1e9:.3f} GB at most",
     ))  # fmt: skip

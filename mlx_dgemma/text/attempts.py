@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma.diffusion.noise import SeededNoise
+from mlx_dgemma.diffusion.work import Work
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.choose import distributions, likeliest
@@ -73,7 +74,7 @@ class Answer:
         self.ids: list[int] = []  # of the rest
         self.log_p: list[float] = []
         self.entropy: list[float] = []
-        self.steps = 0  # since the last canvas was committed
+        self.steps, self.work = 0, Work()  # since the last canvas was committed
         self.is_over = self._is_hopeless = False
         self.is_looping = False  # whether a canvas said one thing from end to end, or what the last one said
         self._previous: list[int] = []
@@ -167,8 +168,9 @@ class Answer:
         """A canvas with these tokens, as far as they go."""
         filler = self.spelling.pad if self.spelling.pad is not None else 0
         spare = self.length - len(ids)
-        steps, self.steps = self.steps if ids else 0, 0
-        committed = Committed([*ids, *[filler] * spare], steps, [*log_p, *[0.0] * spare], [*entropy, *[0.0] * spare])
+        steps, work, self.steps, self.work = self.steps if ids else 0, self.work, 0, Work()
+        nothing = [0.0] * spare
+        committed = Committed([*ids, *[filler] * spare], steps, [*log_p, *nothing], [*entropy, *nothing], work=work)
         self.is_looping = self.is_looping or repeats(ids, self._previous)
         self._previous = ids
         canvas = self.transcript.add(committed, is_last=is_last, end=len(ids), may_repeat=True)

@@ -13,7 +13,8 @@ class Stats:
     """Counts, seconds and bytes of a generation so far.
 
     `tokens` are those of the text, without stop token and padding; `thought_tokens` of them do not show. Of the
-    prompt's tokens `cached_tokens` were remembered and not encoded again.
+    prompt's tokens `cached_tokens` were remembered and not encoded again. `full_steps` is what was computed, canvases
+    that were encoded included, in full denoising steps of the published model (see `diffusion.work`).
     """
 
     prompt_tokens: int
@@ -25,6 +26,7 @@ class Stats:
     peak_memory: int
     thought_tokens: int = 0
     cached_tokens: int = 0
+    full_steps: float = 0.0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -36,6 +38,11 @@ class Stats:
     def tokens_per_second(self) -> float:
         """Of the text; 0 where no step was made, as for a text that was given whole."""
         return self.tokens / self.seconds if self.seconds and self.steps else 0.0
+
+    @property
+    def work(self) -> float:
+        """Full steps per token of the text; of a text without any, in all."""
+        return self.full_steps / max(1, self.tokens)
 
     @property
     def tokens_per_forward(self) -> float:

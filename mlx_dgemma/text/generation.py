@@ -108,7 +108,7 @@ def _committed(event: CommittedCanvas, last: DenoisingStep | None) -> Committed:
     if not event.steps or last is None:
         return Committed(tokens, 0, [0.0] * len(tokens), [0.0] * len(tokens))
     log_p, entropy = host.floats(last.log_p[0]), host.floats(last.entropy[0])
-    return Committed(tokens, event.steps, log_p, entropy, _alternatives(last))
+    return Committed(tokens, event.steps, log_p, entropy, _alternatives(last), event.work)
 
 
 def _alternatives(last: DenoisingStep) -> Sequence[Sequence[tuple[int, float]]]:

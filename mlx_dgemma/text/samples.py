@@ -11,6 +11,7 @@ from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.steering import Steering
+from mlx_dgemma.diffusion.work import Work
 from mlx_dgemma.model import host, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.prefill import prefill
@@ -78,14 +79,14 @@ class _Row:
 
     def begin(self, steering: Steering) -> None:
         """A new canvas."""
-        self.steps, self.is_done = 0, False
+        self.steps, self.work, self.is_done = 0, Work(), False
         self.settled: tuple[mx.array, mx.array] | None = None  # log-probabilities and entropies, (C,) each
         self.clamped = None if steering.clamped is None else np.array(steering.clamped)[0]
 
     def note(self, step: DenoisingStep, number: int) -> None:
         """A denoising step of the batch, in which this is row `number`; it counts unless the row was done before."""
         if not self.is_done:
-            self.steps += 1
+            self.steps, self.work = self.steps + 1, self.work + step.work.share(len(step.finished_rows))
             self.settled = step.log_p[number], step.entropy[number]
             self.is_done = step.finished_rows[number]
 
@@ -94,7 +95,7 @@ class _Row:
         nothing = np.zeros(len(canvas))
         log_p, entropy = (nothing, nothing) if self.settled is None else map(np.array, self.settled)
         begins = self.transcript.position
-        committed = Committed(canvas, self.steps, log_p.tolist(), entropy.tolist())
+        committed = Committed(canvas, self.steps, log_p.tolist(), entropy.tolist(), work=self.work)
         done = self.transcript.add(committed, is_last=is_last)
         self.canvases.append(done)
         if self.settled is not None:

@@ -141,6 +141,7 @@ class StructuredWriter:
             elif isinstance(event, CommittedCanvas):
                 tokens = host.ints(event.tokens[0])
                 self.answer.steps += event.steps
+                self.answer.work += event.work
             else:
                 yield event
         text, ended = self.spelling.behind(given, tokens)

@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.work import COMMIT, Work
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.text.endings import StopTexts, repeats
 from mlx_dgemma.text.events import Stats, TextCanvas
@@ -31,6 +32,7 @@ class Committed:
         log_p, entropy: of the tokens, and of their distributions, in the step that settled them; nats, 0 where the
             token was given.
         alternatives: by position, the likeliest ids and their log-probabilities then; () if nobody asked.
+        work: what the steps computed.
     """
 
     tokens: list[int]
@@ -38,6 +40,7 @@ class Committed:
     log_p: list[float]
     entropy: list[float]
     alternatives: Sequence[Sequence[tuple[int, float]]] = ()
+    work: Work = field(default_factory=Work)
 
 
 class Clock:
@@ -68,6 +71,7 @@ class Transcript:
         self._given_end = given_end(run.given, run.settings.stops)
         self._pad = None if run.tokenizer is None else run.tokenizer.pad_token_id
         self._reply = None if run.tokenizer is None else _Reading(run, run.tokenizer)
+        self._work = Work()
         self._previous: list[int] = []  # the last canvas
         self._ids: list[int] = []  # all that belongs to the text, padding included
         self._called: list[ToolCall] = []
@@ -109,7 +113,7 @@ class Transcript:
         if reply.finish_reason == "tool_calls":
             self.run.keep_turn(self._ids, self._called)
         self._count += len(kept)
-        self._steps, self.canvases = self._steps + canvas.steps, self.canvases + 1
+        self._steps, self.canvases, self._work = self._steps + canvas.steps, self.canvases + 1, self._work + canvas.work
         return TextCanvas(
             canvas_index=self.canvases - 1,
             canvas=canvas.tokens,
@@ -164,8 +168,9 @@ class Transcript:
         counts = self._count, self.canvases, self._steps
         measured = self.clock.seconds, mx.get_peak_memory()
         thoughts = 0 if self._reply is None else self._reply.parser.thought_tokens
-        prefix = self._prefix
-        return Stats(len(self.run.ids), prefix.seconds, *counts, *measured, thoughts, prefix.cached_tokens)
+        prefix, config = self._prefix, self.run.model.config
+        work = self._work.full_steps(config.canvas_length, config.vocab_size) + COMMIT * (self.canvases - 1)
+        return Stats(len(self.run.ids), prefix.seconds, *counts, *measured, thoughts, prefix.cached_tokens, work)
 
 
 class _Reading:

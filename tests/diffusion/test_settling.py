@@ -249,7 +249,7 @@ def test_a_short_answer_needs_no_more_positions_than_it_begins_with(engine):
 
 def test_a_long_answer_grows_to_the_whole_canvas(engine):
     steps, result = run(engine, "count 18 to 50", settling=Settling(start=16))
-    plain, expected = run(engine, "count 18 to 50")
+    _, expected = run(engine, "count 18 to 50")
     assert result.text == expected.text and len(result.canvases) == len(expected.canvases) == 2
     rows = [e.work.rows for e in steps if e.canvas_index == 0]
     assert rows[0] == 16 and 32 in rows and rows[-1] == 64

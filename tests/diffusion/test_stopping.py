@@ -22,7 +22,7 @@ class Canvas:
     def __call__(self, draft: mx.array, mean_entropy: mx.array) -> mx.array:
         nothing = mx.zeros(draft.shape)
         step = Step(draft, draft, draft, nothing, nothing, mean_entropy, None, 1, 1, 1.0, self.earlier)
-        self.earlier = (*self.earlier, EarlierStep(draft, nothing, nothing))
+        self.earlier = (*self.earlier, EarlierStep(draft, nothing, nothing, nothing))
         return self.rule(step)
 
 

@@ -55,17 +55,21 @@ def test_end_to_end(capsys, tmp_path):
     code, out, err = in_process(capsys, *FAST, "--n", 3, "--output", output, "--plot", plot)
     assert code == 0 and plot.read_bytes().startswith(b"\x89PNG")
     lines = out.splitlines()
-    assert len(lines) == 5 and lines[0].startswith("| max_denoising_steps | task | n | exact match | 95 % interval |")
+    assert len(lines) == 12 and lines[5:7] == ["", "against max_denoising_steps=1, the same questions and noise:"]
+    assert lines[0].startswith("| max_denoising_steps | task | n | exact match | 95 % interval |")
     assert err.splitlines()[-3:] == [
         "9 of 9 generations, 0:00:00 left", f"9 generations: {output}; their run: {output}.run.json", f"plot: {plot}"
     ]  # fmt: skip
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == "max_denoising_steps task index prompt answer correct steps canvases tokens seconds".split()
+    assert (
+        list(rows[0])
+        == "max_denoising_steps task index prompt answer correct steps canvases tokens seconds work".split()
+    )
     asked = [[(r["index"], r["prompt"]) for r in rows if r["max_denoising_steps"] == n] for n in ("1", "2", "48")]
     assert len(asked[0]) == 3 and asked[0] == asked[1] == asked[2]
     assert all(int(r["steps"]) <= int(r["max_denoising_steps"]) for r in rows)
-    for line, n in zip(lines[2:], ("1", "2", "48"), strict=True):  # the table says what the rows say
+    for line, n in zip(lines[2:5], ("1", "2", "48"), strict=True):  # the table says what the rows say
         chosen = [r for r in rows if r["max_denoising_steps"] == n]
         steps = sum(int(r["steps"]) for r in chosen) / sum(int(r["canvases"]) for r in chosen)
         exact = sum(r["correct"] == "1" for r in chosen) / 3
@@ -186,7 +190,7 @@ def test_whatever_is_cut_off_the_rows_before_it_are_read_back(tmp_path_factory, 
     rows = [
         Row(
             trial.settings,
-            Outcome("t", trial.question.index, trial.question.prompt, text, i % 2 == 0, i + 1, 1, 2, 0.5),
+            Outcome("t", trial.question.index, trial.question.prompt, text, i % 2 == 0, i + 1, 1, 2, 0.5, 0.25),
         )
         for i, (trial, text) in enumerate(zip(plan, texts, strict=True))
     ]

@@ -126,13 +126,15 @@ def test_wilson_interval_holds_the_share_and_is_symmetric(pair):
 
 
 def outcome(task: str, index: int, correct: bool, steps: int, seconds: float = 1.0, answer: str = "a") -> Outcome:
-    return Outcome(task, index, f"{task} {index}", answer, correct, steps, canvases=2, tokens=12, seconds=seconds)
+    return Outcome(
+        task, index, f"{task} {index}", answer, correct, steps, canvases=2, tokens=12, seconds=seconds, work=steps / 12
+    )
 
 
 def test_figures_of_outcomes():
     got = score([outcome("t", 0, True, 4, 1.0), outcome("t", 1, False, 8, 2.0), outcome("t", 2, True, 12, 9.0)])
     assert (got.n, got.correct, got.exact) == (3, 2, pytest.approx(2 / 3))
-    assert (got.steps_per_canvas, got.tokens_per_forward, got.seconds) == (24 / 6, 36 / 24, 2.0)
+    assert (got.steps_per_canvas, got.tokens_per_forward, got.seconds, got.work) == (24 / 6, 36 / 24, 2.0, 24 / 36)
 
 
 def test_table_has_a_line_per_point_and_task_and_one_for_all_tasks():
