@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks.graph import count
 from mlx_dgemma import Engine, GenerationConfig
 from mlx_dgemma.diffusion import canvas as loop
-from mlx_dgemma.diffusion.vocabulary import GROUP, KEPT, EmbeddingTable, Prediction, Query, SoftRows, predict
+from mlx_dgemma.diffusion.table import EmbeddingTable
+from mlx_dgemma.diffusion.vocabulary import GROUP, KEPT, Prediction, Query, SoftRows, predict
 from mlx_dgemma.model import fused
 from mlx_dgemma.sweep.questions import draw_questions
 from mlx_dgemma.sweep.runner import ask

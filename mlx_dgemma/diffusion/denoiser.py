@@ -13,7 +13,9 @@ from typing import Generic, Protocol, TypeVar, cast
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion.vocabulary import BLOCK, EmbeddingTable, Prediction, Query, predict
+from mlx_dgemma.diffusion.diet import predict_on_diet
+from mlx_dgemma.diffusion.table import EmbeddingTable
+from mlx_dgemma.diffusion.vocabulary import BLOCK, Prediction, Query, predict
 from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import Buffers, PrefixCache, Slots
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
@@ -55,6 +57,8 @@ class ModelDenoiser:
 
     def finish(self, begun: mx.array, query: Query) -> Prediction:
         self._before = []  # or the prefix, held twice, would be copied
+        if query.shortlist is not None:
+            return predict_on_diet(begun, self.table, query, query.shortlist)
         return predict(begun, self.table, query)
 
     def cancel(self) -> None:
@@ -126,10 +130,10 @@ def together(forwards: Sequence[Forward[mx.array]]) -> None:
     """Answers the queries of several passes of one model, a row each, and begins to compute them.
 
     The rows' prefixes may differ in length: attention is computed row by row, all else for all rows at once. Those with
-    a cutoff of their soft embeddings, and those of some positions only, are answered one by one, as which rows are
-    dense and which positions are meant is told for whole passes.
+    a cutoff of their soft embeddings, on a vocabulary diet, and those of some positions only, are answered one by one,
+    as which rows are dense and which positions are meant is told for whole passes.
     """
-    shared = [own for own in forwards if own.query is not None and own.query.cutoff is None and own.slots is None]
+    shared = [own for own in forwards if _can_share(own)]
     for own in forwards:
         if own not in shared or len(shared) == 1:
             own.advance()
@@ -141,6 +145,12 @@ def together(forwards: Sequence[Forward[mx.array]]) -> None:
         with mx.stream(lanes[i]):
             _answer(shared[start : start + half])
     memory.start([array for own in shared for array in _arrays(own.prediction)], rows=len(shared))
+
+
+def _can_share(own: Forward[mx.array]) -> bool:
+    """Whether a pass is over a whole canvas and asks for all ids of all positions."""
+    query = own.query
+    return query is not None and query.cutoff is None and not query.keep and own.slots is None
 
 
 def _answer(forwards: Sequence[Forward[mx.array]]) -> None:

@@ -23,12 +23,14 @@ class Told:
         ready: (B,) bool; whether the stopping rule holds.
         ended: (B,) bool; whether the draft of the present positions has a stop token.
         finished: (B,) bool; whether a row is done.
+        restless: (B, C) bool; positions whose scores need all ids again.
     """
 
     calm: np.ndarray
     ready: np.ndarray
     ended: np.ndarray
     finished: np.ndarray
+    restless: np.ndarray
 
 
 class Settled:
@@ -38,6 +40,8 @@ class Settled:
         size: how many positions are present, from the first on.
         width: C.
         computed: the positions that the next step computes; None for all that are present.
+        walks: whether it scores all ids.
+        restless: (B, C) bool; where it does not, positions that are scored over all ids all the same.
     """
 
     def __init__(self, rule: Settling, shape: tuple[int, int], size: int):
@@ -46,6 +50,13 @@ class Settled:
         self.failed = self.without_end = 0
         self.is_confirming = False
         self.computed: list[int] | None = None
+        self.walks, self._steps = True, 0
+        self.restless = np.ones(shape, bool)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next step is one of the published sampler's, so that it can end the canvas."""
+        return self.computed is None and self.walks
 
     @property
     def positions(self) -> Slots | None:
@@ -56,7 +67,7 @@ class Settled:
 
     def learn(self, told: Told, *, is_last: bool) -> None:
         """Takes what a step came to; `is_last` if the next one is the canvas' last."""
-        was_full, had_settled = self.computed is None, self._mask()
+        was_full, had_settled = self.is_full, self._mask()
         at = range(self.size) if self.computed is None else self.computed
         self.calm_steps[:, at] = np.where(told.calm, self.calm_steps + 1, 0)[:, at]
         if was_full and self.is_confirming:  # and it has not finished, or nobody would ask for the next step
@@ -67,6 +78,9 @@ class Settled:
         self.is_confirming = bool((told.ready & going_on).any())
         is_full = is_last or has_grown or self.is_confirming or self.failed > self.rule.failures
         self.computed = None if is_full else self._unsettled((~self._mask()[going_on]).any(axis=0))
+        self._steps, self.restless = self._steps + 1, told.restless
+        every = self.rule.walk_every
+        self.walks = is_full or self.is_confirming or every is None or self._steps < 2 or self._steps % every == 0
 
     def _grow(self, has_no_end: bool, *, is_last: bool) -> bool:
         """Whether more positions become present: twice as many after two steps without an end, all for the last."""

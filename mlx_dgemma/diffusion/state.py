@@ -10,6 +10,7 @@ import numpy as np
 
 from mlx_dgemma.diffusion import sampling
 from mlx_dgemma.diffusion.denoiser import Begun, Denoiser, Forward
+from mlx_dgemma.diffusion.diet import MOVED, TAIL, Shortlist
 from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.noise import Noise, Rows
 from mlx_dgemma.diffusion.sampling import Sampler
@@ -72,8 +73,9 @@ class CanvasState(Generic[Begun]):
         u = self.noise.uniform() if sampler.choice.draws else None
         if u is not None and at is not None:
             u = u[:, at.at]
-        cutoff = self.config.soft_embedding_cutoff
-        forward.query = Query(temperature, u, remaining > 1, cutoff, self.rows, self.alternatives)
+        keep, shortlist = self._shortlist(at)
+        cutoff, rows = (None, None) if keep else (self.config.soft_embedding_cutoff, self.rows)
+        forward.query = Query(temperature, u, remaining > 1, cutoff, rows, self.alternatives, keep, shortlist)
         yield forward
         own = forward.prediction
         assert own is not None  # whoever drives answers before it goes on
@@ -90,14 +92,15 @@ class CanvasState(Generic[Begun]):
             told += [self.finished]
         else:
             ended = self._ended(step.draft)
-            if self.settled.computed is None:  # only a full step ends a canvas
+            if self.settled.is_full:  # no other one ends a canvas
                 self.finished = self.finished | (ready & ended)
             told += [self.finished, ready & ended, ended, self._calm(step, accepted).flatten()]
+            told += [self._restless(step, prediction).flatten()]
         summary = mx.concatenate([part.astype(mx.float32) for part in told])
         self.prediction, self.draft, self.log_p = prediction, step.draft, step.log_p
         self.earlier = (*self.earlier, EarlierStep(step.draft, step.entropy, accepted, step.log_p))
         results = [summary, self.tokens, step.draft, step.entropy, accepted, step.log_p]
-        optional = (prediction.soft, prediction.groups, *(prediction.alternatives or ()))
+        optional = (prediction.soft, prediction.groups, *(prediction.alternatives or ()), *(prediction.heaviest or ()))
         memory.start([*results, *(array for array in optional if array is not None)])
         work = Work(own.argmax.size, own.scored, own.mixed)
         return Pending(self.index, step, accepted, summary, prediction, at, work)
@@ -128,6 +131,25 @@ class CanvasState(Generic[Begun]):
         stays = (step.draft == step.earlier[-1].draft) & (step.draft == self.tokens)
         return stays & accepted & (step.entropy < self.settled.rule.entropy)
 
+    def _shortlist(self, at: Slots | None) -> tuple[int, Shortlist | None]:
+        """How many groups of ids are kept for a vocabulary diet, and those of the next step if it is on one."""
+        if self.settled is None or self.settled.rule.walk_every is None or self.alternatives:
+            return 0, None
+        heaviest = None if self.prediction is None else self.prediction.heaviest
+        if self.settled.walks or heaviest is None:
+            return self.settled.rule.groups, None
+        (groups, tail), restless = heaviest, self.settled.restless
+        if at is not None:
+            groups, tail, restless = groups[:, at.at], tail[:, at.at], restless[:, np.array(at.at)]
+        return self.settled.rule.groups, Shortlist.of(groups, tail, restless)
+
+    def _restless(self, step: Step, prediction: Prediction) -> mx.array:
+        """Positions (B, C) that the heaviest groups of ids do not speak for."""
+        if prediction.heaviest is None or not step.earlier:
+            return mx.ones_like(step.draft).astype(mx.bool_)
+        moved = mx.abs(mx.exp(step.log_p) - mx.exp(step.earlier[-1].log_p)) > MOVED
+        return moved | (prediction.heaviest[1] > TAIL)
+
     def _ended(self, draft: mx.array) -> mx.array:
         """By row (B,), whether the draft's present positions have a stop token; true where all are present."""
         assert self.settled is not None
@@ -153,6 +175,7 @@ class CanvasState(Generic[Begun]):
             soft=None if like.soft is None else empty(like.soft),
             groups=None if like.groups is None else empty(like.groups),
             alternatives=None if likely is None else (empty(likely[0]), empty(likely[1])),
+            heaviest=None if like.heaviest is None else (empty(like.heaviest[0]), empty(like.heaviest[1])),
         )
 
     def learn(self, event: DenoisingStep, pending: "Pending") -> None:
@@ -181,6 +204,7 @@ def spread(own: Prediction, before: Prediction, slots: Slots) -> Prediction:
         return None if new is None or old is None else put(new, old)
 
     pairs = [put(*both) for both in zip(own.alternatives or (), before.alternatives or (), strict=True)]
+    groups = [put(*both) for both in zip(own.heaviest or (), before.heaviest or (), strict=True)]
     return replace(
         own,
         argmax=put(own.argmax, before.argmax),
@@ -190,6 +214,7 @@ def spread(own: Prediction, before: Prediction, slots: Slots) -> Prediction:
         soft=maybe(own.soft, before.soft),
         groups=maybe(own.groups, before.groups),
         alternatives=(pairs[0], pairs[1]) if pairs else None,
+        heaviest=(groups[0], groups[1]) if groups else None,
     )
 
 
@@ -201,7 +226,7 @@ class Pending:
         index: of the canvas.
         step: what the strategies were told.
         accepted: (B, C).
-        summary: accepted count, mean entropy, finished rows; with settling, ready and ended rows, calm positions.
+        summary: accepted count, mean entropy, finished rows; with settling, what `told` takes apart.
         prediction: of all positions.
         at: the positions that were computed; None for all.
         work: what was computed.
@@ -219,8 +244,9 @@ class Pending:
         """What settling learns of the step."""
         batch, size = self.accepted.shape
         flags = np.array(host.floats(self.summary)[2:]) == 1.0
-        finished, ready, ended, calm = np.split(flags, [batch, 2 * batch, 3 * batch])
-        return Told(calm.reshape(batch, size), ready, ended, finished)
+        finished, ready, ended, positions = np.split(flags, [batch, 2 * batch, 3 * batch])
+        calm, restless = positions.reshape(2, batch, size)
+        return Told(calm, ready, ended, finished, restless)
 
     def read(self) -> DenoisingStep:
         """The event: the step's one host synchronisation."""

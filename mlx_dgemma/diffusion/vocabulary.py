@@ -14,13 +14,17 @@ Shapes: B batch, C canvas, H hidden, W block, G group.
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlx_dgemma.diffusion import sampling
-from mlx_dgemma.model import fused, trust
+from mlx_dgemma.diffusion.table import EmbeddingTable
+from mlx_dgemma.model import fused
+
+if TYPE_CHECKING:
+    from mlx_dgemma.diffusion.diet import Shortlist
 
 BLOCK = 8192  # ids whose scores are alive at a time
 GROUP = 16  # ids that share one probability mass, the level between block and id in the draw
@@ -62,6 +66,8 @@ class Query:
             None asks for all ids.
         rows: which positions still get all ids under a cutoff; None means all.
         alternatives: how many of the likeliest ids of each position are told.
+        keep: how many of the heaviest groups of ids of each position are told.
+        shortlist: the groups that most positions are scored over (see `diet`); None scores all over all ids.
     """
 
     temperature: float | mx.array
@@ -70,6 +76,8 @@ class Query:
     cutoff: float | None = None
     rows: SoftRows | None = None
     alternatives: int = 0
+    keep: int = 0
+    shortlist: "Shortlist | None" = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,8 @@ class Prediction:
 
     All of the tempered distribution. `groups`, with a cutoff: how many groups of ids hold more than the cutoff (B, C).
     `alternatives`: the likeliest ids and their log-probabilities, (B, C, K) both, likeliest first, if any were wanted.
-    `scored` and `mixed`: positions × ids in scores and in soft embeddings, as computed.
+    `scored` and `mixed`: positions × ids in scores and in soft embeddings, as computed. `heaviest`, if wanted: the
+    heaviest groups of ids, ascending (B, C, K), and the probability of all others (B, C).
     """
 
     argmax: mx.array
@@ -90,45 +99,7 @@ class Prediction:
     alternatives: Alternatives | None = None
     scored: int = 0
     mixed: int = 0
-
-
-class EmbeddingTable:
-    """The tied embedding (V, H), quantized or not: keys and values of the stage. Logits are before softcapping."""
-
-    def __init__(self, embedding: nn.Embedding | nn.QuantizedEmbedding, scale: mx.array, cap: float):
-        self.embedding, self.scale, self.cap = embedding, scale, mx.array(cap, mx.float32)
-        self.is_quantized = isinstance(embedding, nn.QuantizedEmbedding)
-        self.size = embedding.weight.shape[0]
-
-    def logits(self, hidden: mx.array, start: int, stop: int) -> mx.array:
-        """Logits of ids start … stop: (B, C, H) -> (B, C, W)."""
-        return self._product(hidden, start, stop, transpose=True)
-
-    def mix(self, weights: mx.array, start: int, stop: int) -> mx.array:
-        """Embeddings of ids start … stop in these proportions: (B, C, W) -> (B, C, H), float32."""
-        weights = weights.astype(self.scale.dtype)
-        return self._product(weights, start, stop, transpose=False).astype(mx.float32)
-
-    def rows(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
-        """Embeddings of ids of any shape: (…) -> (…, H)."""
-        e = self.embedding
-        rows = e.weight[ids]
-        if isinstance(e, nn.QuantizedEmbedding):
-            biases = e.get("biases")
-            biases = None if biases is None else biases[ids]
-            rows = mx.dequantize(rows, e.scales[ids], biases, e.group_size, e.bits, mode=e.mode)
-        return rows.astype(dtype)
-
-    def _product(self, x: mx.array, start: int, stop: int, *, transpose: bool) -> mx.array:
-        e = self.embedding
-        if isinstance(e, nn.QuantizedEmbedding) and trust.is_trusted("sliced products"):
-            biases = e.get("biases")
-            biases = None if biases is None else biases[start:stop]
-            block, scales = e.weight[start:stop], e.scales[start:stop]
-            return mx.quantized_matmul(x, block, scales, biases, transpose, e.group_size, e.bits, e.mode)
-        # where kernels cannot read quantized rows in their places, they are gathered and multiplied as floats
-        rows = self.rows(mx.arange(start, stop), x.dtype) if self.is_quantized else e.weight[start:stop]
-        return x @ (rows.T if transpose else rows)
+    heaviest: tuple[mx.array, mx.array] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,9 +155,11 @@ def _conclude(
     argmax = mx.take_along_axis(_joined([b.argmax for b in blocks]), which, axis=-1) + which * width
     argmax = argmax.squeeze(-1).astype(mx.int32)
     log_p = -mx.log(total).squeeze(-1)  # sums are relative to the exponential of the argmax's score
-    relative_to, groups = (maximum, temperature), None
+    relative_to, groups, heaviest = (maximum, temperature), None, None
+    final = (masses * mx.exp(own - maximum)[..., None]).flatten(2)  # (B, C, groups), the likeliest id has 1
+    if query.keep:
+        heaviest = _heaviest(final, query.keep, total)
     if query.cutoff is not None:
-        final = (masses * mx.exp(own - maximum)[..., None]).flatten(2)  # (B, C, groups), the likeliest id has 1
         groups = (final >= math.exp(-query.cutoff)).sum(axis=-1)
         if query.wants_soft and query.rows is not None:
             soft = _with_sparse_rows(soft, hidden, table, query.rows, query.cutoff, final, relative_to)
@@ -194,12 +167,20 @@ def _conclude(
         soft = fused.normalized(soft, total, table.scale)
     proposal = argmax
     if query.u is not None:
-        index, u = _descend(totals, query.u[..., None])
-        group, u = _descend(mx.take_along_axis(masses, index[..., None], axis=2).squeeze(2), u)
+        index, u = descend(totals, query.u[..., None])
+        group, u = descend(mx.take_along_axis(masses, index[..., None], axis=2).squeeze(2), u)
         proposal = _draw(hidden, table, index * width + group * GROUP, u, relative_to)
     alternatives = _alternatives(table, query.alternatives, blocks, total, relative_to)
     scored, mixed = argmax.size * table.size, mixed_ids(query, argmax.size, table.size)
-    return Prediction(argmax, proposal, entropy, log_p, soft, groups, alternatives, scored, mixed)
+    return Prediction(argmax, proposal, entropy, log_p, soft, groups, alternatives, scored, mixed, heaviest)
+
+
+def _heaviest(masses: mx.array, keep: int, total: mx.array) -> tuple[mx.array, mx.array]:
+    """The heaviest groups (B, C, K), ascending, and the probability of the others (B, C); masses (B, C, groups)."""
+    keep = min(keep, masses.shape[-1])
+    groups = mx.sort(mx.argpartition(masses, -keep, axis=-1)[..., -keep:], axis=-1)
+    inside = mx.take_along_axis(masses, groups, axis=-1).sum(axis=-1)
+    return groups, mx.maximum(1 - inside / total.squeeze(-1), 0)
 
 
 def mixed_ids(query: Query, positions: int, vocabulary: int) -> int:
@@ -282,11 +263,11 @@ def _draw(
     rows = table.rows(mx.minimum(ids, table.size - 1), hidden.dtype)  # (B, C, G, H)
     logits = (rows @ hidden[..., None]).squeeze(-1)
     p = fused.tempered_exp_below(logits, maximum, table.cap, temperature, ids, mx.array(table.size, ids.dtype))
-    inside, _ = _descend(p, u)
+    inside, _ = descend(p, u)
     return (first + inside).squeeze(-1).astype(mx.int32)
 
 
-def _descend(masses: mx.array, u: mx.array) -> tuple[mx.array, mx.array]:
+def descend(masses: mx.array, u: mx.array) -> tuple[mx.array, mx.array]:
     """Index of the mass that u (B, C, 1) falls into, and where inside it, in [0, 1]; masses (B, C, N)."""
     cumulative = mx.cumsum(masses, axis=-1)
     reach = u * cumulative[..., -1:]  # rounding may leave the sum away from 1

@@ -115,13 +115,13 @@ def test_two_rows_compute_what_one_of_them_needs():
     settled, no = Settled(Settling(), (2, C), C), np.zeros(2, bool)
     calm = np.ones((2, C), bool)
     calm[0, 4] = calm[1, 9] = False
-    settled.learn(Told(calm, no, ~no, no), is_last=False)
+    settled.learn(Told(calm, no, ~no, no, calm), is_last=False)
     assert settled.computed == [4, 9]
     calm[0, 4] = True
-    settled.learn(Told(calm, no, ~no, np.array([True, False])), is_last=False)
+    settled.learn(Told(calm, no, ~no, np.array([True, False]), calm), is_last=False)
     assert 9 in settled.computed and len(settled.computed) == 2
     calm[0, 9], calm[1, 9] = False, True
-    settled.learn(Told(calm, no, ~no, np.array([True, False])), is_last=False)
+    settled.learn(Told(calm, no, ~no, np.array([True, False]), calm), is_last=False)
     assert settled.computed is None  # what only a row asks for that is done
 
 

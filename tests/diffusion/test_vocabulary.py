@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma.diffusion import vocabulary
-from mlx_dgemma.diffusion.vocabulary import EmbeddingTable, Query, from_logits, predict
+from mlx_dgemma.diffusion.table import EmbeddingTable
+from mlx_dgemma.diffusion.vocabulary import Query, from_logits, predict
 
 B, C, H = 2, 5, 64
 CAP, SCALE = 30.0, 8.0

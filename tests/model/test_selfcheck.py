@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlx_dgemma.checkpoint.loading import EMBEDDED, load_model
-from mlx_dgemma.diffusion.vocabulary import EmbeddingTable
+from mlx_dgemma.diffusion.table import EmbeddingTable
 from mlx_dgemma.model import cpu, fused, selfcheck, trust
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.moe import Experts
