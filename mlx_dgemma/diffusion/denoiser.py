@@ -139,11 +139,11 @@ def together(forwards: Sequence[Forward[mx.array]]) -> None:
             own.advance()
     if len(shared) < 2:
         return
-    half = -(-len(shared) // 2) if cpu.on_cpu() and len(shared) >= LANES_FROM else len(shared)
-    lanes = cpu.lanes() if cpu.on_cpu() else (mx.default_stream(mx.default_device()),)
-    for i, start in enumerate(range(0, len(shared), half)):
-        with mx.stream(lanes[i]):
-            _answer(shared[start : start + half])
+    lanes = cpu.lanes() if len(shared) >= LANES_FROM else cpu.lanes()[:1]
+    share = -(-len(shared) // len(lanes))
+    for lane, start in zip(lanes, range(0, len(shared), share), strict=False):
+        with mx.stream(lane):
+            _answer(shared[start : start + share])
     memory.start([array for own in shared for array in _arrays(own.prediction)], rows=len(shared))
 
 

@@ -198,7 +198,7 @@ def _likeliest(logits: mx.array, count: int, first: int) -> tuple[mx.array, ...]
         return ()
     count = min(count, logits.shape[-1])
     places = mx.argpartition(logits, -count, axis=-1)[..., -count:]
-    return places + first, mx.take_along_axis(logits, places, axis=-1).astype(mx.float32)
+    return places + first, mx.take_along_axis(logits, places, axis=-1)
 
 
 def _alternatives(
@@ -211,7 +211,7 @@ def _alternatives(
     order = mx.argsort(-logits, axis=-1)[..., :count]
     ids, logits = (mx.take_along_axis(own, order, axis=-1) for own in (ids, logits))
     maximum, temperature = relative_to
-    scores = mx.tanh(logits / table.cap) * table.cap / temperature
+    scores = fused.tempered_max(logits, _LOWEST, table.cap, temperature)
     return ids, scores - maximum - mx.log(total)
 
 

@@ -65,8 +65,9 @@ def tiles(experts: mx.array, count: int) -> tuple[mx.array, mx.array]:
 
 
 def lanes() -> tuple[mx.Stream | mx.ThreadLocalStream, ...]:
-    """Streams that blocks of scores take in turn."""
-    return mx.default_stream(mx.default_device()), _second_lane()
+    """Streams that blocks of work take in turn: two of a CPU, one of a GPU."""
+    first = mx.default_stream(mx.default_device())
+    return (first, _second_lane()) if on_cpu() else (first,)
 
 
 @functools.cache

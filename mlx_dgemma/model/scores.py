@@ -52,8 +52,8 @@ def attend_causally(q: mx.array, keys: mx.array, values: mx.array, window: int |
 
 
 def _in_blocks(q: mx.array, rows: int, attend: Callable[[mx.array, int], mx.array]) -> mx.array:
-    """attend(block, start) for blocks of so many rows, joined; as many blocks at a time as there are lanes (one)."""
-    lanes = cpu.lanes() if cpu.on_cpu() else (mx.default_stream(mx.default_device()),)
+    """attend(block, start) for blocks of so many rows, joined; as many blocks at a time as there are lanes."""
+    lanes = cpu.lanes()
     out: list[mx.array] = []
     for i, start in enumerate(range(0, q.shape[2], rows)):
         with mx.stream(lanes[i % len(lanes)]):

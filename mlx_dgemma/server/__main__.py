@@ -16,6 +16,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import read_file
 from mlx_dgemma.terminal.cli import Parser, exit_code, require, say
 from mlx_dgemma.terminal.options import add_model
+from mlx_dgemma.text.request import MAX_ROWS
 
 KEY = "DGEMMA_API_KEY"
 
@@ -36,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--context", type=int, metavar="N", help="tokens of a prompt and its answer (default: what the model has)")
     add("--prefix-bytes", type=int, metavar="N", help="memory for prompts that are remembered (default: at most 2 GB)")
     add("--queue", type=int, default=32, metavar="N", help="requests that may wait (default: 32)")
-    add("--max-batch", type=int, default=4, metavar="N", help="texts that are written at a time (default: 4)")
+    about = f"texts that are written at a time (default: {MAX_ROWS})"
+    add("--max-batch", type=int, default=MAX_ROWS, metavar="N", help=about)
     add("--metrics", action="store_true", help="count what is done at /metrics, for Prometheus")
     add("--adapter", metavar="FOLDER", help=argparse.SUPPRESS)
     add("-q", "--quiet", action="store_true", help="no line for each request")

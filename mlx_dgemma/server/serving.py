@@ -20,6 +20,7 @@ from mlx_dgemma.server.worker import Worker
 from mlx_dgemma.terminal.start import load_engine
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.prefixes import PrefixStore
+from mlx_dgemma.text.request import MAX_ROWS
 
 HEAD = 10.0  # seconds that a request's head may take to arrive
 HEADERS = 64 << 10  # bytes of them
@@ -43,7 +44,7 @@ class Options:
     context: int | None = None
     prefix_bytes: int | None = None
     queue: int = 32
-    max_batch: int = 4
+    max_batch: int = MAX_ROWS
     quiet: bool = True
     metrics: bool = False
 

@@ -18,7 +18,7 @@ from mlx_dgemma.model import host
 from mlx_dgemma.server.errors import Refused, refusal
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.events import TextCanvas
-from mlx_dgemma.text.request import Request
+from mlx_dgemma.text.request import MAX_ROWS, Request
 from mlx_dgemma.text.scheduler import Scheduler
 
 IDLE = 0.2  # seconds between looks at whether there is something to do
@@ -83,7 +83,9 @@ class Counts:
 class Worker:
     """Runs jobs of one engine in a thread of its own."""
 
-    def __init__(self, load: Callable[[], Engine], *, max_rows: int = 4, queue: int = 32, context: int | None = None):
+    def __init__(
+        self, load: Callable[[], Engine], *, max_rows: int = MAX_ROWS, queue: int = 32, context: int | None = None
+    ):
         """What works.
 
         Args:

@@ -14,7 +14,7 @@ from mlx_dgemma.tasks import TASKS
 from mlx_dgemma.terminal.cli import Parser
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
 from mlx_dgemma.terminal.prompts import Asked, read_prompts
-from mlx_dgemma.text.request import MAX_SEED, CanvasPlan, Prompt, Request
+from mlx_dgemma.text.request import MAX_ROWS, MAX_SEED, CanvasPlan, Prompt, Request
 
 WATCH_DELAY = 0.3  # seconds: a step of the embedded checkpoint is faster than the eye
 
@@ -100,7 +100,7 @@ def _add_many(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", help="where the answers go, a line of JSON each (default: stdout)")
     add("--resume", action="store_true", help="go on with --output")
     add("--force", action="store_true", help="start --output over")
-    add("--max-batch", type=int, metavar="N", help="texts that are written at a time (default: 4)")
+    add("--max-batch", type=int, metavar="N", help=f"texts that are written at a time (default: {MAX_ROWS})")
 
 
 def _add_conversation(parser: argparse.ArgumentParser) -> None:
@@ -259,7 +259,7 @@ def options_of(args: argparse.Namespace, request: Request) -> Options:
     many = None
     if args.prompts is not None:
         asked = read_prompts(args.prompts, request, lambda prompt: _prompt(args, prompt))
-        many = Many(asked, args.output, args.resume, args.force, 4 if args.max_batch is None else args.max_batch)
+        many = Many(asked, args.output, args.resume, args.force, MAX_ROWS if args.max_batch is None else args.max_batch)
     choices = args.choose and [[label.strip() for label in own.split(",")] for own in args.choose]
     template = "{?}" if args.template is None else args.template
     delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay

@@ -21,10 +21,10 @@ from mlx_dgemma.text import choose as choice
 from mlx_dgemma.text.events import GenerationResult, Sample, TextCanvas, collect
 from mlx_dgemma.text.generation import stream_text
 from mlx_dgemma.text.prefixes import PrefixStore
-from mlx_dgemma.text.request import Request
+from mlx_dgemma.text.request import MAX_ROWS, Request
 from mlx_dgemma.text.run import Run, prepare
 from mlx_dgemma.text.samples import stream_batch
-from mlx_dgemma.text.scheduler import MAX_ROWS, stream_many
+from mlx_dgemma.text.scheduler import stream_many
 from mlx_dgemma.text.score import Score, score_text
 from mlx_dgemma.text.turns import Turns
 

@@ -16,6 +16,7 @@ Message = dict[str, Any]  # JSON: "role", "content", and what a chat template ta
 Prompt = str | list[Message] | list[int]
 MAX_SEED = 2**63 - 1
 MAX_ALTERNATIVES = 100
+MAX_ROWS = 4  # texts that are written at a time
 
 
 @dataclass(frozen=True)

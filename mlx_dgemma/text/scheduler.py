@@ -18,10 +18,9 @@ from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.generation import Written, write
-from mlx_dgemma.text.request import Request
+from mlx_dgemma.text.request import MAX_ROWS, Request
 from mlx_dgemma.text.run import Run, sample_bytes
 
-MAX_ROWS = 4  # texts that are written at a time
 Event = DenoisingStep | TextCanvas
 Happened = tuple[int, Event | Exception]
 

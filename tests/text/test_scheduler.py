@@ -137,7 +137,7 @@ class Passes:
         self.rows, denoise = [], DiffusionGemma.denoise_hidden
         monkeypatch.setattr(
             DiffusionGemma, "denoise_hidden",
-            lambda m, canvas, caches, soft=None: (self.rows.append(len(caches)), denoise(m, canvas, caches, soft))[1],
+            lambda m, canvas, caches, *own: (self.rows.append(len(caches)), denoise(m, canvas, caches, *own))[1],
         )  # fmt: skip
 
 
@@ -150,15 +150,21 @@ def test_canvases_share_their_steps(engine, monkeypatch):
     assert sum(passes.rows) == 24 and passes.rows.count(4) >= 3 and len(passes.rows) <= 10
 
 
-def test_one_that_comes_later_does_not_wait_for_the_others_end(engine):
-    """Its first canvas begins while they are in the middle of theirs."""
+def begun(engine, steps: int) -> tuple[Scheduler, int]:
+    """A scheduler with a text that takes so many steps and has made its first one, and the text's ticket."""
     slow = GenerationConfig(
-        max_denoising_steps=40, confidence_threshold=1e-9, stability_threshold=39, max_new_tokens=64
+        max_denoising_steps=steps, confidence_threshold=1e-9, stability_threshold=steps - 1, max_new_tokens=64
     )
-    scheduler, seen = Scheduler(engine.prepare), []
-    first, _ = scheduler.add(Request("roman 1994", settings=slow))
+    scheduler = Scheduler(engine.prepare)
+    ticket, _ = scheduler.add(Request("roman 1994", settings=slow))
     while not any(isinstance(event, DenoisingStep) for _, event in scheduler.advance()):
         pass
+    return scheduler, ticket
+
+
+def test_one_that_comes_later_does_not_wait_for_the_others_end(engine):
+    """Its first canvas begins while they are in the middle of theirs."""
+    (scheduler, first), seen = begun(engine, steps=40), []
     second, _ = scheduler.add(Request("roman 3"))
     while not scheduler.is_idle:
         seen += [(ticket, type(event)) for ticket, event in scheduler.advance()]
@@ -168,13 +174,7 @@ def test_one_that_comes_later_does_not_wait_for_the_others_end(engine):
 
 def test_a_long_prompt_is_encoded_between_the_others_steps(engine, monkeypatch):
     monkeypatch.setattr(prefill.cpu, "PREFILL_CHUNK", 64)
-    slow = GenerationConfig(
-        max_denoising_steps=30, confidence_threshold=1e-9, stability_threshold=29, max_new_tokens=64
-    )
-    scheduler, seen = Scheduler(engine.prepare), []
-    first, _ = scheduler.add(Request("roman 1994", settings=slow))
-    while not any(isinstance(event, DenoisingStep) for _, event in scheduler.advance()):
-        pass
+    (scheduler, first), seen = begun(engine, steps=30), []
     long, length = scheduler.add(Request("upper " + "abc " * 250))
     assert length > 8 * 64
     while not scheduler.is_idle:
