@@ -26,9 +26,9 @@ class Settling:
         steps: how many steps in a row it must have been calm.
         neighbours: how many positions to each side a position that a confirming step changed takes along.
         failures: confirming steps that may fail before a canvas goes on in full steps.
-        start: positions that a canvas begins with, for short answers; while its draft has no stop token there, they are
-            doubled. The others are absent: nobody sees them, and a full step computes those that are present. None
-            begins with all of them, as do canvases that are steered or whose text nothing ends.
+        start: share of the positions that a canvas begins with, for short answers; while its draft has no stop token
+            there, they are doubled. The others are absent: nobody sees them, and a full step computes those that are
+            present. 1 begins with all of them, as do canvases that are steered or whose text nothing ends.
         walk_every: steps, of which only the first one scores all ids of the vocabulary for all positions; in between
             these are scored over their heaviest groups (see `diet`). Full steps score all. None: every step does. A
             cutoff of soft embeddings then has no effect; with alternatives, `walk_every` has none.
@@ -42,17 +42,21 @@ class Settling:
     steps: int = 1
     neighbours: int = 2
     failures: int = 2
-    start: int | None = None
+    start: float = 1.0
     walk_every: int | None = None
     groups: int = 8
 
     def __post_init__(self) -> None:
         if isinstance(self.entropy, bool) or not isinstance(self.entropy, int | float) or not 0 < self.entropy < 1e9:
             raise DGemmaError(f"settling: entropy must be a number > 0 (nats), got {self.entropy!r}")
-        bounds = {"steps": 1, "neighbours": 0, "failures": 0, "start": 1, "walk_every": 1, "groups": 1}
+        if isinstance(self.start, bool) or not isinstance(self.start, int | float) or not 0 < self.start <= 1:
+            raise DGemmaError(
+                f"settling: start must be a share of the canvas, above 0 and at most 1, got {self.start!r}"
+            )
+        bounds = {"steps": 1, "neighbours": 0, "failures": 0, "walk_every": 1, "groups": 1}
         for name, least in bounds.items():
             value = vars(self)[name]
-            if name in ("start", "walk_every") and value is None:
+            if name == "walk_every" and value is None:
                 continue
             if type(value) is not int or value < least:
                 raise DGemmaError(f"settling: {name} must be an integer >= {least}, got {value!r}")

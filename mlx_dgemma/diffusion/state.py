@@ -47,8 +47,8 @@ class CanvasState(Generic[Begun]):
     def _first_size(self) -> int:
         """How many positions the first step computes."""
         rule, size = self.config.rest, self.tokens.shape[1]
-        is_whole = self.steering.is_free and self.config.stops and self.config.max_denoising_steps > 2
-        return min(rule.start, size) if rule is not None and rule.start and is_whole else size
+        may_grow = self.steering.is_free and self.config.stops and self.config.max_denoising_steps > 2
+        return math.ceil(rule.start * size) if rule is not None and may_grow else size
 
     @property
     def positions(self) -> Slots | None:
