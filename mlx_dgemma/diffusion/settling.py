@@ -50,9 +50,7 @@ class Settling:
         if isinstance(self.entropy, bool) or not isinstance(self.entropy, int | float) or not 0 < self.entropy < 1e9:
             raise DGemmaError(f"settling: entropy must be a number > 0 (nats), got {self.entropy!r}")
         if isinstance(self.start, bool) or not isinstance(self.start, int | float) or not 0 < self.start <= 1:
-            raise DGemmaError(
-                f"settling: start must be a share of the canvas, above 0 and at most 1, got {self.start!r}"
-            )
+            raise DGemmaError(f"settling: start must be a share of the canvas, > 0 and <= 1, got {self.start!r}")
         bounds = {"steps": 1, "neighbours": 0, "failures": 0, "walk_every": 1, "groups": 1}
         for name, least in bounds.items():
             value = vars(self)[name]
