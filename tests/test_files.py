@@ -9,6 +9,8 @@ import pytest
 from mlx_dgemma import DGemmaError
 from mlx_dgemma.files import check_writable, open_file, read_file
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_a_file_is_read(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
@@ -33,10 +35,23 @@ def test_a_name_that_no_file_can_have(tmp_path):
         check_writable(tmp_path / "a\x00b")
 
 
+def setuptools() -> dict:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["tool"]["setuptools"]
+
+
 def test_every_room_is_in_the_wheel():
     """The list of packages is written out, as one of them lies elsewhere."""
-    root = Path(__file__).parents[1]
-    with (root / "pyproject.toml").open("rb") as file:
-        named = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
-    found = {".".join(path.parent.relative_to(root).parts) for path in (root / "mlx_dgemma").rglob("__init__.py")}
-    assert named == found | {"mlx_dgemma.converter"}
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "mlx_dgemma").rglob("__init__.py")}
+    assert set(setuptools()["packages"]) == found | {"mlx_dgemma.converter"}
+
+
+def test_every_file_that_is_no_module_is_in_the_wheel():
+    packed = {
+        path
+        for package, patterns in setuptools()["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    found = {path for path in (ROOT / "mlx_dgemma").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in found if path.suffix not in (".py", ".pyc")} == packed

@@ -31,7 +31,7 @@ def reference_scorer(folder: Path, seed: int) -> Callable[[list[Question]], floa
     import torch
     from transformers import DiffusionGemmaForBlockDiffusion
 
-    from mlx_dgemma.demo.training import TOKENIZER, encode_prompt, left_pad
+    from mlx_dgemma.demo.batches import TOKENIZER, encode_prompt, left_pad
 
     model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32).eval()
     torch.manual_seed(seed)

@@ -9,6 +9,7 @@ loss over prompt and answer with weight 1. Seeded: the same steps and thread cou
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from mlx_dgemma.tasks import TASKS, examples
 from mlx_dgemma.terminal import signals
 
 Masks = dict[str, Tensor]
-EMBEDDING = "model.decoder.embed_tokens.weight"
+Denoise = Callable[[Tensor, Tensor | None], Tensor]
+TABLES = ("embed_tokens.weight", "lm_head.weight")  # one table, tied
 
 
 def model_config() -> DiffusionGemmaConfig:
@@ -73,58 +75,56 @@ def model_config() -> DiffusionGemmaConfig:
 
 def load_start(folder: Path) -> DiffusionGemmaForBlockDiffusion:
     """A checkpoint to go on from; of one with another vocabulary, embeddings are carried over by token."""
-    old = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
-    tokens = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
-    if tokens == TOKENIZER.get_vocab():
+    old: DiffusionGemmaForBlockDiffusion = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
+    theirs, ours = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(), TOKENIZER.get_vocab()
+    if theirs == ours:
         return old
-    model = DiffusionGemmaForBlockDiffusion._from_config(model_config(), attn_implementation="sdpa")
-    state, table = old.state_dict(), model.state_dict()[EMBEDDING].clone()
-    for token, i in TOKENIZER.get_vocab().items():
-        if token in tokens:
-            table[i] = state[EMBEDDING][tokens[token]]
-    missing = {
-        name: table if name.endswith(("embed_tokens.weight", "lm_head.weight")) else t for name, t in state.items()
-    }
-    model.load_state_dict(missing)
+    model = new_model()
+    rest = {name: t for name, t in old.state_dict().items() if not name.endswith(TABLES)}
+    model.load_state_dict(rest, strict=False)
+    table, old_table = model.lm_head.weight.data, old.lm_head.weight.data
+    for token in ours.keys() & theirs.keys():
+        table[ours[token]] = old_table[theirs[token]]
+    return model
+
+
+def new_model() -> DiffusionGemmaForBlockDiffusion:
+    model: DiffusionGemmaForBlockDiffusion = DiffusionGemmaForBlockDiffusion._from_config(
+        model_config(), attn_implementation="sdpa"
+    )
     return model
 
 
 def masks(start: Tensor, length: int, window: int) -> tuple[Masks, Masks]:
-    """What the encoder's (T, T) and the canvas' (B, 1, C, T + C) queries see, by kind of layer.
+    """What the queries of encoder (B, 1, T, T) and canvas (B, 1, C, T + C) see, by kind of layer.
 
     The canvas sees the prefix up to where it begins, in sliding layers the last `window - 1` tokens of it, and itself.
     """
-    at = torch.arange(length)
-    causal = at[:, None] >= at
-    near = causal & (at[:, None] - at < window)
-    size = (len(start), 1, CANVAS, length)
-    before = (at < start[:, None])[:, None, None].expand(size)
-    recent = before & (at > (start - window)[:, None])[:, None, None]
-    kinds = ("full_attention", "sliding_attention")
-    own = (CANVAS, CANVAS)
-    rows = len(start)
-    reader = {kind: m.expand(rows, 1, length, length) for kind, m in zip(kinds, (causal, near), strict=True)}
-    return reader, {kind: pad(m, (0, own[1]), value=True) for kind, m in zip(kinds, (before, recent), strict=True)}
+    query, key, begin = torch.arange(length)[:, None], torch.arange(length), start[:, None, None, None]
+    causal, before = key <= query, key < begin
+    seen = {
+        "full_attention": (causal, before),
+        "sliding_attention": (causal & (query - key < window), before & (begin - key < window)),
+    }
+    reader = {kind: own.expand(len(start), 1, -1, -1) for kind, (own, _) in seen.items()}
+    viewer = {kind: prefix.expand(-1, -1, CANVAS, -1) for kind, (_, prefix) in seen.items()}
+    return reader, {kind: pad(prefix, (0, CANVAS), value=True) for kind, prefix in viewer.items()}
 
 
-def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Denoiser loss and encoder loss (nats per token)."""
-    text = model.config.get_text_config()
-    reader, viewer = masks(batch.start, batch.ids.shape[1], text.sliding_window)
+def encode_rows(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[Tensor, Denoise]:
+    """Causal logits of every row (B, T, V), and the denoiser of canvases that begin at `batch.start`.
+
+    The denoiser takes a canvas (B, C) and the previous logits (B, C, V) or None, and returns logits (B, C, V).
+    """
+    reader, viewer = masks(batch.start, batch.ids.shape[1], model.config.get_text_config().sliding_window)
     cache = DynamicCache()  # every layer whole: each row's canvas begins elsewhere
     hidden = model.model.encoder(input_ids=batch.ids, attention_mask=reader, cache=cache).last_hidden_state
     cap = model.final_logit_softcapping
-    encoder_logits = cap * torch.tanh(model.lm_head(hidden[:, :-1]) / cap)
-    targets = batch.ids[:, 1:].masked_fill(~batch.read[:, 1:], -100)
-    encoder_loss = cross_entropy(encoder_logits.flatten(0, 1), targets.flatten())
-
-    corrupt = torch.rand(batch.clean.shape) < torch.rand(len(batch.clean), 1)
-    noisy = torch.where(corrupt, torch.randint(text.vocab_size, batch.clean.shape), batch.clean)
     positions = batch.start[:, None] + torch.arange(CANVAS)
 
-    def denoise(previous: Tensor | None) -> Tensor:
+    def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
         logits: Tensor = model(
-            decoder_input_ids=noisy,
+            decoder_input_ids=canvas,
             cache=cache,
             decoder_attention_mask=viewer,
             decoder_position_ids=positions,
@@ -132,11 +132,22 @@ def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple
         ).logits
         return logits
 
+    return cap * torch.tanh(model.lm_head(hidden) / cap), denoise
+
+
+def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Denoiser loss and encoder loss (nats per token)."""
+    causal, denoise = encode_rows(model, batch)
+    targets = batch.ids[:, 1:].masked_fill(~batch.read[:, 1:], -100)
+    encoder_loss = cross_entropy(causal[:, :-1].flatten(0, 1), targets.flatten())
+
+    corrupt = torch.rand(batch.clean.shape) < torch.rand(len(batch.clean), 1)
+    noisy = torch.where(corrupt, torch.randint(causal.shape[-1], batch.clean.shape), batch.clean)
     previous = None
     if torch.rand(()) < 0.5:
         with torch.no_grad():
-            previous = denoise(None)
-    logits = denoise(previous)
+            previous = denoise(noisy, None)
+    logits = denoise(noisy, previous)
     return cross_entropy(logits.flatten(0, 1), batch.clean.flatten()), encoder_loss
 
 
@@ -167,10 +178,7 @@ class Plan:
 def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
     """Trains, saves, and tells how it goes on stdout."""
     torch.manual_seed(plan.seed)
-    if plan.start:
-        model = load_start(plan.start)
-    else:
-        model = DiffusionGemmaForBlockDiffusion._from_config(model_config(), attn_implementation="sdpa")
+    model = load_start(plan.start) if plan.start else new_model()
     model.set_experts_implementation("grouped_mm")
     optimizers = make_optimizers(model)
     peaks = [plan.rate * group["lr"] for o in optimizers for group in o.param_groups]

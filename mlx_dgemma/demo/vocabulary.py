@@ -14,12 +14,7 @@ SPECIAL = (
 )  # fmt: skip
 PAD, EOS, BOS, END_OF_TURN = 0, 1, 2, SPECIAL.index("<turn|>")
 RESPONSE = SPECIAL.index("<|tool_response>")  # ends a turn that waits for a tool's result
-HEADS = (
-    "user\n",
-    "model\n",
-    "system\n",
-    "thought\n",
-)  # what follows a marker is one token too, its line break included
+HEADS = ("user\n", "model\n", "system\n", "thought\n")  # what follows a marker is one token, with its line break
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # all that ASCII prints
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 

@@ -74,7 +74,8 @@ def latin_square(rng: random.Random) -> str:
 @cache
 def _squares(n: int = 200) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """So many squares; with shuffling they cover nearly all of the 812,851,200."""
-    rng, rows, squares = random.Random(6), list(permutations(range(ORDER))), []
+    rng, rows = random.Random(6), list(permutations(range(ORDER)))
+    squares: list[tuple[tuple[int, ...], ...]] = []
     while len(squares) < n:
         square: list[tuple[int, ...]] = []
         while len(square) < ORDER:
