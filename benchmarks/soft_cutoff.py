@@ -27,7 +27,7 @@ from mlx_dgemma.diffusion.vocabulary import GROUP, KEPT, Prediction, Query, Soft
 from mlx_dgemma.model import fused
 from mlx_dgemma.sweep.questions import draw_questions
 from mlx_dgemma.sweep.runner import ask
-from mlx_dgemma.tasks import ROWS
+from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
 
 POSITIONS, HIDDEN, VOCABULARY = 256, 512, 32_768
 REGIONS = tuple((fused, name) for name in fused.HELPERS)
@@ -54,7 +54,7 @@ class Comparison:
 def accuracy(cutoffs: list[float], n: int) -> None:
     engine = Engine.load()
     questions = [question for row in ROWS for question in draw_questions(row, 1000, n)]
-    config = GenerationConfig(max_new_tokens=128)
+    config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
     exact = [ask(engine, question, config, 1000) for question in questions]
     print("| cutoff, nats | positions concerned | error, mean | error, largest | exact match | steps | same text |")
     print("|---|---|---|---|---|---|---|")

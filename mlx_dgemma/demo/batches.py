@@ -3,13 +3,16 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
+import jinja2
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from torch import Tensor
 
-from mlx_dgemma.demo.talks import Talk, bare, draw_talks, render, thoughtful
-from mlx_dgemma.demo.vocabulary import END_OF_TURN, PAD, RESPONSE, build_tokenizer
+from mlx_dgemma.demo.vocabulary import END_OF_TURN, PAD, RESPONSE, TEMPLATE, build_tokenizer
 from mlx_dgemma.tasks import Example, examples
+from mlx_dgemma.tasks.talks import Talk, bare, draw_talks, thoughtful
 
 CANVAS = 64
 TOKENIZER = build_tokenizer()
@@ -34,6 +37,23 @@ class Batch:
     clean: Tensor
 
 
+def render(talk: Talk) -> str:
+    """The prompt as the template writes it, up to where the model goes on."""
+    return _template().render(
+        messages=talk.messages,
+        tools=talk.tools or None,
+        enable_thinking=talk.thinking,
+        add_generation_prompt=True,
+        bos_token="<bos>",
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
 def encode(text: str) -> list[int]:
     ids: list[int] = TOKENIZER.encode(text, add_special_tokens=False).ids
     return ids
@@ -46,7 +66,7 @@ def encode_prompt(prompt: str) -> list[int]:
 
 def encode_answer(talk: Talk) -> list[int]:
     """A turn and the token that ends it."""
-    return [*encode(talk.answer), RESPONSE if talk.calls else END_OF_TURN]
+    return [*encode(talk.answer), RESPONSE if talk.call else END_OF_TURN]
 
 
 def left_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

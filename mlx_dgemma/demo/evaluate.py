@@ -17,34 +17,40 @@ from pathlib import Path
 
 from mlx_dgemma import Engine, GenerationConfig
 from mlx_dgemma.checkpoint.loading import EMBEDDED
-from mlx_dgemma.sweep.questions import Question, draw_questions
-from mlx_dgemma.sweep.runner import ask
+from mlx_dgemma.sweep.questions import QUESTIONS, Question, draw_questions
+from mlx_dgemma.sweep.runner import ask, said
 from mlx_dgemma.sweep.summary import score
-from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
+from mlx_dgemma.tasks import MAX_NEW_TOKENS
 from mlx_dgemma.terminal.cli import Parser, exit_code, require
+from mlx_dgemma.text.reply import parse_reply
 
 BATCH = 50
 
 
-def reference_scorer(folder: Path, seed: int) -> Callable[[list[Question]], float]:
-    """Through transformers (needs the `test` extra), in batches of left-padded prompts."""
+def reference_scorer(engine: Engine, folder: Path, seed: int) -> Callable[[list[Question]], float]:
+    """Through transformers (needs the `test` extra), in batches of left-padded prompts; replies are read by ours."""
     import torch
     from transformers import DiffusionGemmaForBlockDiffusion
 
-    from mlx_dgemma.demo.batches import TOKENIZER, encode_prompt, left_pad
+    from mlx_dgemma.demo.batches import left_pad
 
     model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32).eval()
     torch.manual_seed(seed)
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None  # or the engine refuses to be asked
+
+    def right(question: Question, ids: list[int]) -> bool:
+        reply = parse_reply(tokenizer, ids, tools=question.request.tools)
+        return question.check(said(reply.content, reply.tool_calls))
 
     def exact(chosen: list[Question]) -> float:
-        right = 0
+        total = 0
         for start in range(0, len(chosen), BATCH):
             batch = chosen[start : start + BATCH]
-            ids, mask = left_pad([encode_prompt(question.prompt) for question in batch])
+            ids, mask = left_pad([engine.prepare(question.request).ids for question in batch])
             new = model.generate(ids, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS).sequences[:, ids.shape[1] :]
-            texts = [TOKENIZER.decode(row.tolist(), skip_special_tokens=True) for row in new]
-            right += sum(question.check(text) for question, text in zip(batch, texts, strict=True))
-        return right / len(chosen)
+            total += sum(right(question, row.tolist()) for question, row in zip(batch, new, strict=True))
+        return total / len(chosen)
 
     return exact
 
@@ -55,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", type=Path, metavar="M", help="checkpoint folder (default: the embedded one)")
     add("--n", type=int, default=200, metavar="N", help="prompts per task (default: 200)")
     add("--seed", type=int, default=1000, metavar="N", help="of prompts and noise (default: 1000)")
-    add("--tasks", nargs="+", choices=ROWS, default=ROWS, metavar="TASK", help="(default: all)")
+    add("--tasks", nargs="+", choices=QUESTIONS, default=QUESTIONS, metavar="TASK", help="(default: all)")
     add("--reference", action="store_true", help="compare with transformers, which must be installed, as torch must")
     return parser
 
@@ -72,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         require("torch", "transformers")
     engine = Engine.load(args.model)
     settings = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
-    reference = reference_scorer(args.model or EMBEDDED, args.seed) if args.reference else None
+    reference = reference_scorer(engine, args.model or EMBEDDED, args.seed) if args.reference else None
     print("| task | exact match | steps per canvas | tokens per forward | transformers | difference |")
     print("|---|---|---|---|---|---|")
     for name in args.tasks:

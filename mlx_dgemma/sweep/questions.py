@@ -8,24 +8,47 @@ from pathlib import Path
 
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file
-from mlx_dgemma.tasks import draw_examples
+from mlx_dgemma.tasks import ROWS, draw_examples
+from mlx_dgemma.tasks.talks import TALK_ROWS, Talk, draw_talk_row
+from mlx_dgemma.text.request import Request
 
+QUESTIONS = (*ROWS, *TALK_ROWS)
 _LINE = '{"prompt": "…", "answer": "…"}'
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and what is right. `index` counts from 0 within `task`; `where` names the question in errors."""
+    """A prompt and what is right.
+
+    Attributes:
+        task, index: which question it is; `index` counts from 0 within the task.
+        prompt: the user's last word.
+        check: whether what is said (`runner.said`) is right.
+        where: names the question in errors.
+        talk: what the prompt ends, with its tools and whether the model thinks; None for a prompt alone.
+    """
 
     task: str
     index: int
     prompt: str
     check: Callable[[str], bool]
     where: str
+    talk: Talk | None = None
+
+    @property
+    def request(self) -> Request:
+        """What an engine is asked, with the checkpoint's settings."""
+        talk = self.talk
+        if talk is None:
+            return Request(self.prompt)
+        return Request(list(talk.messages), tools=talk.tools, thinking=talk.thinking)
 
 
 def draw_questions(row: str, seed: int, n: int) -> list[Question]:
-    """Held-out questions of a task, or of another row of `tasks.ROWS`."""
+    """Held-out questions of a task, or of another row of QUESTIONS."""
+    if row in TALK_ROWS:
+        talks = draw_talk_row(row, seed, n)
+        return [Question(row, i, talk.prompt, talk.check, f"{row} {i}", talk) for i, talk in enumerate(talks)]
     return [
         Question(row, i, example.prompt, partial(example.task.check, example.prompt), f"{row} {i}")
         for i, example in enumerate(draw_examples(row, seed, n))

@@ -1,6 +1,8 @@
 """Asks a model: questions in, outcomes out. The evaluation of the embedded checkpoint asks in the same way."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
@@ -9,19 +11,25 @@ from mlx_dgemma.sweep.plugins import settings_of
 from mlx_dgemma.sweep.questions import Question
 from mlx_dgemma.sweep.trials import Outcome, Row, Trial
 from mlx_dgemma.text.engine import Engine
-from mlx_dgemma.text.request import Request
+from mlx_dgemma.text.reply import ToolCall
+
+
+def said(text: str, calls: Sequence[ToolCall] = ()) -> str:
+    """An answer as questions check it: the text, and a line of JSON for each call."""
+    told = [json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in calls]
+    return "\n".join([*([text] if text else []), *told])
 
 
 def ask(engine: Engine, question: Question, settings: GenerationConfig, seed: int) -> Outcome:
     """One generation. Its noise is seeded with seed + index, the same at every point of a grid: points are paired."""
-    result = engine.generate(Request(question.prompt, settings=settings, seed=seed + question.index))
-    stats = result.stats
+    result = engine.generate(replace(question.request, settings=settings, seed=seed + question.index))
+    stats, answer = result.stats, said(result.text, result.tool_calls)
     return Outcome(
         question.task,
         question.index,
         question.prompt,
-        result.text,
-        question.check(result.text),
+        answer,
+        question.check(answer),
         stats.steps,
         stats.canvases,
         stats.tokens,
@@ -45,7 +53,7 @@ class Runner:
                 raise DGemmaError(f"with {text_of(settings)}: {error}") from None
         for question in {trial.question.where: trial.question for trial in trials}.values():
             try:
-                self.engine.prepare(Request(question.prompt))
+                self.engine.prepare(question.request)
             except DGemmaError as error:
                 raise DGemmaError(f"{question.where}: {error}") from None
 

@@ -12,11 +12,11 @@ from transformers import DynamicCache
 from mlx_dgemma import generate_text, load
 from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.demo import training
-from mlx_dgemma.demo.batches import CANVAS, TOKENIZER, batches, collate, encode, encode_answer
+from mlx_dgemma.demo.batches import CANVAS, TOKENIZER, batches, collate, encode, encode_answer, render
 from mlx_dgemma.demo.optimizer import make_optimizers, orthogonalise
-from mlx_dgemma.demo.talks import bare, draw_talks, render, thoughtful, with_history
 from mlx_dgemma.demo.vocabulary import END_OF_TURN, PAD, build_tokenizer
 from mlx_dgemma.tasks import draw_examples, is_held_out
+from mlx_dgemma.tasks.talks import bare, draw_talks, thoughtful, with_history
 
 WINDOW = training.model_config().text_config.sliding_window
 

@@ -1,5 +1,6 @@
 """What the embedded checkpoint is trained to read and write: histories, thoughts, calls; and in whose format."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -7,19 +8,21 @@ import pytest
 
 from mlx_dgemma.checkpoint.chat_template import render as render_template
 from mlx_dgemma.checkpoint.tokenizer import FastTokenizer
-from mlx_dgemma.demo.batches import TOKENIZER, encode_answer
-from mlx_dgemma.demo.talks import (
+from mlx_dgemma.demo.batches import TOKENIZER, encode_answer, render
+from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, HEADS, RESPONSE, SPECIAL, write_tokenizer
+from mlx_dgemma.tasks import draw_examples, examples, is_held_out
+from mlx_dgemma.tasks.talks import (
+    TALK_ROWS,
+    THINKING,
     UNKNOWN_TOOL,
     Talk,
     bare,
+    draw_talk_row,
     draw_talks,
-    render,
     thoughtful,
     with_history,
     with_system,
 )
-from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, HEADS, RESPONSE, SPECIAL, write_tokenizer
-from mlx_dgemma.tasks import draw_examples, examples, is_held_out
 from mlx_dgemma.text.reply import parse_reply
 
 PUBLISHED = (Path(__file__).parents[1] / "data" / "chat_template.jinja").read_text(encoding="utf-8")
@@ -91,8 +94,8 @@ def test_the_reply_parser_reads_what_is_taught(tokenizer):
     for talk in islice(draw_talks(1, held_out=False), 300):
         reply = parse_reply(tokenizer, encode_answer(talk))
         thoughts, calls = thoughts + bool(reply.thought), calls + len(reply.tool_calls)
-        assert bool(reply.tool_calls) == talk.calls == (encode_answer(talk)[-1] == RESPONSE)
-        if talk.calls:
+        assert bool(reply.tool_calls) == (talk.call is not None) == (encode_answer(talk)[-1] == RESPONSE)
+        if talk.call:
             call, asked = reply.tool_calls[0], talk.messages[-1]["content"].split(" ")
             declared = {tool["function"]["name"]: tool["function"]["parameters"] for tool in talk.tools}
             assert call.name == asked[1]
@@ -136,3 +139,26 @@ def test_seeds_and_sides_of_talks_differ():
     tasks = {e.prompt for e in islice(examples(2, held_out=True), 200)}
     asked = {talk.messages[-1].get("content") for talk in islice(draw_talks(1, held_out=True), 60)}
     assert tasks & asked
+
+
+def test_rows_of_talks_have_what_they_say_and_know_what_is_right():
+    for row in TALK_ROWS:
+        talks = draw_talk_row(row, 4, 12)
+        assert talks[:5] == draw_talk_row(row, 4, 5)
+        for talk in talks:
+            said = json.dumps(talk.call) if talk.call else talk.answer.rpartition("<channel|>")[2]
+            assert talk.check(said) and not talk.check(said + " ") and not talk.check("")
+            assert talk.thinking == (row == THINKING)
+            assert [m["role"] for m in talk.messages] in {
+                THINKING: [["user"]],
+                "behind other turns": [["user", "assistant"] * n + ["user"] for n in (1, 2)],
+                "calling a tool": [["user"]],
+                "a tool's result": [["user", "assistant", "tool"]],
+            }[row]
+            prompts = [m["content"] for m in talk.messages if m["role"] == "user"]
+            assert talk.tools or all(map(is_held_out, prompts))
+
+
+def test_a_talk_may_have_several_right_answers():
+    talk = with_history(next(examples(0, held_out=True, task="shuffle")), [])
+    assert talk.check(" ".join(sorted(talk.answer.split()))) and talk.check(talk.answer)

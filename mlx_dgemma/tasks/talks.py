@@ -1,20 +1,18 @@
 """What the embedded checkpoint reads and writes beside bare tasks: histories, thoughts, and tools that it calls.
 
 A talk is what a user of the chat or of the server would send, and the model's next turn with its markers. Pure Python
-and seeded, as the tasks are.
+and seeded, as the tasks are. Tasks' prompts in it are held out as they are alone; tools' names and values are random
+letters, of which none repeats often enough to be held out.
 """
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from itertools import islice
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from mlx_dgemma.demo.vocabulary import TEMPLATE
-from mlx_dgemma.tasks import Example, examples
+from mlx_dgemma.tasks import TASKS, Example, examples
 from mlx_dgemma.tasks.words import draw_letters
 
 Message = dict[str, Any]
@@ -35,14 +33,27 @@ class Talk:
         answer: the next turn with its markers, without the token that ends it.
         tools: declared ones.
         thinking: whether the template asks for thoughts.
-        calls: whether the turn ends in a call, so that it waits for a result.
+        call: name and arguments of the call that ends the turn, which then waits for a result.
     """
 
     messages: tuple[Message, ...]
     answer: str
     tools: tuple[dict[str, Any], ...] = field(default=())
     thinking: bool = False
-    calls: bool = False
+    call: Message | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What the user said last."""
+        content: str = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
+        return content
+
+    def check(self, said: str) -> bool:
+        """Whether a text, or a call as JSON, is right; a task may have several right answers."""
+        task = TASKS.get(self.prompt.partition(" ")[0])
+        if task is not None:
+            return task.check(self.prompt, said)
+        return said == (self.answer if self.call is None else json.dumps(self.call))
 
 
 def bare(example: Example) -> Talk:
@@ -75,10 +86,10 @@ def draw_call(rng: random.Random) -> Talk:
     if rng.random() < 0.08:
         return Talk((_user(f"ask {draw_letters(rng, 4, 9)} {value}"),), UNKNOWN_TOOL, tuple(tools))
     question, parameter = _user(f"ask {name} {value}"), next(iter(chosen["parameters"]["properties"]))
+    function = {"name": name, "arguments": {parameter: value}}
     if rng.random() < 0.5:
         answer = f'<|tool_call>call:{name}{{{parameter}:<|"|>{value}<|"|>}}<tool_call|>'
-        return Talk((question,), answer, tuple(tools), calls=True)
-    function = {"name": name, "arguments": {parameter: value}}
+        return Talk((question,), answer, tuple(tools), call=function)
     call = {"role": "assistant", "tool_calls": [{"id": "call", "function": function}]}
     result = " ".join(_value(rng) for _ in range(rng.randint(1, 3)))[:40].strip()
     return Talk((question, call, {"role": "tool", "tool_call_id": "call", "content": result}), result, tuple(tools))
@@ -134,18 +145,18 @@ def draw_talks(seed: int, *, held_out: bool) -> Iterator[Talk]:
             yield Talk((_user(example.prompt),), example.answer, tools)
 
 
-def render(talk: Talk) -> str:
-    """The prompt as the template writes it, up to where the model goes on."""
-    return _template().render(
-        messages=talk.messages,
-        tools=talk.tools or None,
-        enable_thinking=talk.thinking,
-        add_generation_prompt=True,
-        bos_token="<bos>",
-    )
+THINKING = "add with thinking"
+# Rows of a table beside those of `tasks.ROWS`: which talks.
+_PARTS: dict[str, Callable[[Talk], bool]] = {
+    "behind other turns": lambda talk: talk.messages[-1]["role"] == "user" and len(talk.messages) > 2,
+    "calling a tool": lambda talk: talk.call is not None,
+    "a tool's result": lambda talk: talk.messages[-1]["role"] == "tool",
+}
+TALK_ROWS = (THINKING, *_PARTS)
 
 
-@cache
-def _template() -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+def draw_talk_row(row: str, seed: int, n: int) -> list[Talk]:
+    """Held-out talks for a row of TALK_ROWS. Fewer of them are the first ones of more."""
+    if row == THINKING:
+        return [thoughtful(example) for example in islice(examples(seed, held_out=True, task="add"), n)]
+    return list(islice(filter(_PARTS[row], draw_talks(seed, held_out=True)), n))
