@@ -72,6 +72,15 @@ def test_json_is_one_object(capsys):
     assert in_process(capsys, "--prompt", "roman 3", "--json", "--seed", "4", "--max-denoising-steps", "3")[1] != ""
 
 
+def test_characters_that_the_checkpoint_does_not_know_are_refused(capsys):
+    code, out, err = in_process(capsys, "--prompt", "upper caf\u00e9 \u65e5")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(
+        "error: the prompt has characters that the checkpoint's tokenizer does not know: 'é' (U+00E9)"
+    )
+    assert err.endswith("'日' (U+65E5); leave them out\n")
+
+
 def test_one_seed_one_output(capsys):
     outputs = {in_process(capsys, "--prompt", "upper abcdefgh", "--seed", "7", "--quiet")[1] for _ in range(2)}
     assert len(outputs) == 1

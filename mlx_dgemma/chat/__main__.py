@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlx_dgemma.text.engine import Engine
     from mlx_dgemma.text.events import GenerationResult
 
-ALONE = "the embedded checkpoint answers each turn by itself, and knows seven tasks: spell 42, roman 1994, upper abc, …"
+ALONE = "the embedded checkpoint answers each turn by itself, and knows a few tasks: spell 42, add 47 182, upper abc, …"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,21 +80,24 @@ def _turn(engine: Engine, chat: Chat, typed: str, watch: bool, delay: float) -> 
     from mlx_dgemma.chat.commands import obey
     from mlx_dgemma.chat.show import dim
 
+    question: str | None = typed
     try:
         if typed.startswith("/"):
             if told := obey(chat, typed):
                 dim(told)
         elif typed.strip():
             chat.ask = typed
-        if chat.ask is not None:
-            question, chat.ask = chat.ask, None
+        if chat.ask is not None or chat.goes_on:
+            question, chat.ask, chat.goes_on = chat.ask, None, False
             _answer(engine, chat, question, watch, delay)
     except DGemmaError as error:
+        if question is None:
+            chat.session.take_results_back()
         is_full = isinstance(error, ContextOverflow) and chat.session.messages
         say(f"error: {error}{'; /undo or /clear makes room' if is_full else ''}")
 
 
-def _answer(engine: Engine, chat: Chat, question: str, watch: bool, delay: float) -> None:
+def _answer(engine: Engine, chat: Chat, question: str | None, watch: bool, delay: float) -> None:
     """Asks, shows what comes, and keeps it; Ctrl-C keeps what is committed."""
     from mlx_dgemma.chat.show import Shown, dim, figures
     from mlx_dgemma.text.events import TextCanvas, collect

@@ -18,6 +18,7 @@ class Chat:
     Attributes:
         session: the conversation.
         ask: a question to ask next.
+        goes_on: whether the model goes on behind the results of its calls.
         trace: file to record the next answer in.
         told: about the last answer, for /stats.
         is_over: whether to leave.
@@ -25,6 +26,7 @@ class Chat:
 
     session: Session
     ask: str | None = None
+    goes_on: bool = False
     trace: str | None = None
     told: str = "nothing was asked yet"
     is_over: bool = False
@@ -73,6 +75,13 @@ def _tools(chat: Chat, argument: str) -> str:
         return f"{len(chat.session.tools)} tools"
     chat.session.tools = () if argument == "off" else tuple(read_tools(argument))
     return f"{len(chat.session.tools)} tools"
+
+
+def _result(chat: Chat, argument: str) -> str | None:
+    if not argument:
+        raise DGemmaError("/result takes what the tool found: /result rain")
+    chat.goes_on = chat.session.add_result(argument)
+    return None if chat.goes_on else "another call waits for a result"
 
 
 def _set(chat: Chat, argument: str) -> str:
@@ -134,6 +143,7 @@ COMMANDS: dict[str, tuple[tuple[str, str], Command]] = {
     "/system": (("[TEXT]", "the system turn; none without a text"), _system),
     "/think": (("[on|off]", "whether the model thinks first"), _think),
     "/tools": (("FILE|off", "function schemas that the model may call"), _tools),
+    "/result": (("TEXT", "what a called tool found; the model goes on with it"), _result),
     "/set": (("FIELD VALUE", "a sampler setting, or the seed"), _set),
     "/retry": (("", "the last question again, with other noise"), _retry),
     "/undo": (("", "take the last turn back"), _undo),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ class Session:
 
     Attributes:
         checkpoint: its name.
-        alone: whether the model answers each turn by itself, as the embedded checkpoint was trained to.
+        alone: whether the model sees no turn before the user's last, as the embedded checkpoint knows short talks only.
         settings, seed, thinking, tools: of the next requests; turn i has the seed `seed` + i.
         system: the system turn, None for none.
         messages: the turns so far, without the system's.
@@ -45,17 +46,33 @@ class Session:
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
 
-    def request(self, question: str) -> Request:
-        """What is asked of an engine for the answer to a question."""
-        turn: Message = {"role": "user", "content": question}
-        before = [] if self.alone else self.messages
+    def request(self, question: str | None) -> Request:
+        """What is asked of an engine for the answer to a question; None goes on behind the results of its calls."""
+        messages = [*self.messages, *_turn(question)]
+        seen = messages[self._last_asked(messages) :] if self.alone else messages
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         seed = self.seed + sum(message["role"] == "user" for message in self.messages)
-        return Request(
-            [*system, *before, turn], settings=self.settings, seed=seed, thinking=self.thinking, tools=self.tools
-        )
+        return Request([*system, *seen], settings=self.settings, seed=seed, thinking=self.thinking, tools=self.tools)
 
-    def keep(self, question: str, result: GenerationResult) -> None:
+    def add_result(self, text: str) -> bool:
+        """The result of the first call that has none; whether all calls have one now.
+
+        Raises:
+            DGemmaError: no call waits for a result.
+        """
+        told = len(list(takewhile(lambda message: message["role"] == "tool", reversed(self.messages))))
+        calls = self.messages[-1 - told].get("tool_calls", []) if told < len(self.messages) else []
+        if told >= len(calls):
+            raise DGemmaError("no call waits for a result; ask something that calls a tool")
+        self.messages.append({"role": "tool", "tool_call_id": calls[told]["id"], "content": text})
+        return told + 1 == len(calls)
+
+    def take_results_back(self) -> None:
+        """The results behind the last calls, which could not be answered, are waited for again."""
+        while self.messages and self.messages[-1]["role"] == "tool":
+            self.messages.pop()
+
+    def keep(self, question: str | None, result: GenerationResult) -> None:
         """A turn joins the conversation."""
         answer: Message = {"role": "assistant", "content": result.text}
         if result.thought:
@@ -65,16 +82,21 @@ class Session:
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
                 for call in result.tool_calls
             ]
-        self.messages += [{"role": "user", "content": question}, answer]
+        self.messages += [*_turn(question), answer]
 
     def undo(self) -> str | None:
         """Takes the last turn away; what was asked in it, None if there is none."""
-        last = next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "user"), None)
-        if last is None:
+        last = self._last_asked(self.messages)
+        if not self.messages[last:] or self.messages[last]["role"] != "user":
             return None
         question: str = self.messages[last]["content"]
         del self.messages[last:]
         return question
+
+    @staticmethod
+    def _last_asked(messages: list[Message]) -> int:
+        """Where the user's last turn is; 0 if there is none."""
+        return max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
 
     def set(self, name: str, value: str) -> None:
         """Gives a field of the settings, or the seed, a value.
@@ -137,3 +159,7 @@ class Session:
         self.system, self.messages = system, messages
         other = content.get("checkpoint")
         return None if other == self.checkpoint else f"this conversation was held with {other!r}"
+
+
+def _turn(question: str | None) -> list[Message]:
+    return [] if question is None else [{"role": "user", "content": question}]

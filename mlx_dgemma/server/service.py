@@ -32,7 +32,7 @@ class Service:
         name: under which it is served.
         context: positions of a prompt and its answer.
         can_think: whether the chat template asks for thoughts.
-        alone: whether only the last turn is answered, as the embedded checkpoint was trained to.
+        alone: whether the model sees no turn before the user's last, as the embedded checkpoint knows short talks only.
         fingerprint: of all that a seed's text depends on.
     """
 
@@ -95,8 +95,8 @@ class Service:
         """The messages that the model sees."""
         if not self.alone:
             return messages
-        last = [message for message in messages if isinstance(message, dict) and message.get("role") == "user"][-1:]
-        return last or messages
+        asked = [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "user"]
+        return messages[asked[-1] :] if asked else messages
 
 
 def _can_think(tokenizer: Tokenizer | None) -> bool:

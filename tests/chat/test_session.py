@@ -49,6 +49,25 @@ def test_a_turn_is_taken_back_whole(session):
     assert [session.undo() for _ in range(3)] == ["two", "one", None] and session.messages == []
 
 
+def test_results_stand_behind_the_calls_that_wait_for_them(session):
+    calls = (ToolCall("a", "f", {"x": 1}), ToolCall("b", "g", {}))
+    session.keep("three", result("", tool_calls=calls))
+    chat = Chat(session)
+    assert obey(chat, "/result rain") == "another call waits for a result" and not chat.goes_on
+    assert obey(chat, "/result  and sun ") is None and chat.goes_on
+    assert "no call waits for a result" in refused(obey, chat, "/result more")
+    request = session.request(None)
+    assert [m["role"] for m in request.prompt[-4:]] == ["user", "assistant", "tool", "tool"]
+    assert [(m["tool_call_id"], m["content"]) for m in request.prompt[-2:]] == [("a", "rain"), ("b", "and sun")]
+    alone = Session("embedded", alone=True, messages=session.messages)
+    assert alone.request(None).prompt == request.prompt[-4:]
+    session.take_results_back()
+    assert session.add_result("snow") is False and session.add_result("hail") is True
+    session.keep(None, result("both"))
+    assert session.messages[-1]["content"] == "both" and session.undo() == "three"
+    assert session.messages[-1]["role"] == "assistant" and len(session.messages) == 4
+
+
 def test_settings_are_set_by_name_and_the_others_stay(session):
     session.set("entropy_bound", "0.2")
     session.set("token_choice", "argmax")
@@ -135,6 +154,8 @@ def test_every_command_says_something_or_does_it(session, tmp_path):
         ("/trace", "/trace takes a file"),
         ("/trace /nonesuch/x.npz", "there is no folder"),
         ("/save /nonesuch/x.json", "there is no folder"),
+        ("/result", "/result takes what the tool found"),
+        ("/result rain", "no call waits for a result"),
         ("/undo", "nothing to take back"),
         ("/retry", "nothing to ask again"),
     ],

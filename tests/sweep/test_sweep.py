@@ -241,6 +241,10 @@ def test_a_file_without_pairs(capsys, tmp_path, content):
     [
         (["--set", "t_min=0.3,0.9", "--tasks", "roman"], "with t_min=0.9: t_max must be greater than t_min"),
         (["--data", "long.jsonl"], "long.jsonl:2: the prompt has "),
+        (
+            ["--data", "strange.jsonl"],
+            "strange.jsonl:1: the prompt has characters that the checkpoint's tokenizer does",
+        ),
         (["--tasks", "roman", "--output", "."], "--output .: a folder; name a file"),
         (["--tasks", "roman", "--output", "nowhere/o.csv"], "--output nowhere/o.csv: its folder does not exist"),
         (["--tasks", "roman", "--plot", "o.docx"], "--plot o.docx: the name must end in .png, .pdf, .svg"),
@@ -252,9 +256,10 @@ def test_what_cannot_work_fails_before_anything_runs(capsys, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     long = '{"prompt": "upper a", "answer": "A"}\n{"prompt": "' + "x" * 5000 + '", "answer": ""}\n'
     Path("long.jsonl").write_text(long)
+    Path("strange.jsonl").write_text('{"prompt": "upper \u00e9", "answer": ""}', encoding="utf-8")
     code, out, err = in_process(capsys, *arguments)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(f"error: {complaint}") and [p.name for p in tmp_path.iterdir()] == ["long.jsonl"]
+    assert err.startswith(f"error: {complaint}") and len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_plot_without_matplotlib_fails_before_anything_runs(capsys, tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """What the embedded checkpoint is trained to read and write: histories, thoughts, calls; and in whose format."""
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from mlx_dgemma import DGemmaError
 from mlx_dgemma.checkpoint.chat_template import render as render_template
 from mlx_dgemma.checkpoint.tokenizer import FastTokenizer
 from mlx_dgemma.demo.batches import TOKENIZER, encode_answer, render
@@ -23,6 +25,7 @@ from mlx_dgemma.tasks.talks import (
     with_history,
     with_system,
 )
+from mlx_dgemma.text.prompts import prompt_ids
 from mlx_dgemma.text.reply import parse_reply
 
 PUBLISHED = (Path(__file__).parents[1] / "data" / "chat_template.jinja").read_text(encoding="utf-8")
@@ -127,6 +130,15 @@ def test_every_character_and_marker_is_a_token(tokenizer):
     assert set(tokenizer.control_tokens) == set(SPECIAL)
     text = "".join(chr(i) for i in range(32, 127))
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_what_is_no_character_of_its_own_is_refused(tokenizer):
+    for text, told in (("upper é", "'é' (U+00E9)"), ("a\tb", r"'\t' (U+0009)"), ("<turn|> 日", "'日' (U+65E5)")):
+        with pytest.raises(DGemmaError, match=re.escape(f"does not know: {told}; leave them out")):
+            prompt_ids(tokenizer, text)
+    with pytest.raises(DGemmaError, match="'é'"):
+        prompt_ids(tokenizer, [ASKED, CALLED, {"role": "tool", "tool_call_id": "1", "content": "é"}])
+    assert tokenizer.unk_token_id not in prompt_ids(tokenizer, "<unk> <|turn> {}")
 
 
 def test_a_spelled_out_marker_is_text(tokenizer):
