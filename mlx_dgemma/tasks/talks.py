@@ -17,6 +17,9 @@ from mlx_dgemma.tasks.words import draw_letters
 
 Message = dict[str, Any]
 UNKNOWN_TOOL = "no such tool"
+# What `text.formats` tells a model of the form of its answer; a test compares.
+OBJECT = "Answer with a JSON object and nothing else."
+SCHEMA = "Answer with JSON that follows this schema and with nothing else: "
 _TOOLS = {
     "weather": "city", "time": "place", "lookup": "word", "price": "item", "phone": "name", "capital": "country",
     "translate": "text", "search": "query", "stock": "symbol", "route": "to", "open": "path", "define": "term",
@@ -78,6 +81,16 @@ def with_system(example: Example, system: str) -> Talk:
     return Talk(({"role": "system", "content": system}, _user(example.prompt)), example.answer)
 
 
+def with_form(example: Example, *, schema: bool) -> Talk:
+    """A question for a JSON object, of which the model is told that its answer has to be one, or its schema."""
+    if not schema:
+        return with_system(example, OBJECT)
+    pairs = json.loads(example.answer)
+    types = {key: {"type": "integer" if isinstance(value, int) else "string"} for key, value in pairs.items()}
+    told = {"type": "object", "properties": types, "required": list(pairs)}
+    return with_system(example, SCHEMA + json.dumps(told))
+
+
 def draw_call(rng: random.Random) -> Talk:
     """ "ask weather oslo", with one or two tools: a call, the report of its result, or that there is no such tool."""
     tools = [_tool(name, parameter, rng) for name, parameter in _names(rng, rng.choice((1, 1, 2)))]
@@ -127,13 +140,16 @@ def _user(text: str) -> Message:
 def draw_talks(seed: int, *, held_out: bool) -> Iterator[Talk]:
     """An endless seeded stream of talks that are more than a bare task: half of them calls."""
     rng, pool = random.Random(f"{seed}/{held_out}/talks"), examples(seed + 1, held_out=held_out)
+    objects = examples(seed + 2, held_out=held_out, task="json")
     short = (example for example in pool if len(example.answer) < 64)
     while True:
         kind = rng.random()
-        if kind < 0.55:
+        if kind < 0.5:
             yield draw_call(rng)
-        elif kind < 0.75:
+        elif kind < 0.68:
             yield with_history(next(short), [next(short) for _ in range(rng.randint(1, 2))])
+        elif kind < 0.76:
+            yield with_form(next(objects), schema=rng.random() < 0.7)
         elif kind < 0.85:
             yield with_system(next(short), _words(rng, 8))
         elif kind < 0.93:

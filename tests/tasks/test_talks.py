@@ -5,6 +5,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from mlx_dgemma import DGemmaError
@@ -14,6 +15,8 @@ from mlx_dgemma.demo.batches import TOKENIZER, encode_answer, render
 from mlx_dgemma.demo.vocabulary import CHARACTERS, END_OF_TURN, HEADS, RESPONSE, SPECIAL, write_tokenizer
 from mlx_dgemma.tasks import draw_examples, examples, is_held_out
 from mlx_dgemma.tasks.talks import (
+    OBJECT,
+    SCHEMA,
     TALK_ROWS,
     THINKING,
     UNKNOWN_TOOL,
@@ -22,9 +25,11 @@ from mlx_dgemma.tasks.talks import (
     draw_talk_row,
     draw_talks,
     thoughtful,
+    with_form,
     with_history,
     with_system,
 )
+from mlx_dgemma.text.formats import format_of
 from mlx_dgemma.text.prompts import prompt_ids
 from mlx_dgemma.text.reply import parse_reply
 
@@ -169,6 +174,19 @@ def test_rows_of_talks_have_what_they_say_and_know_what_is_right():
             }[row]
             prompts = [m["content"] for m in talk.messages if m["role"] == "user"]
             assert talk.tools or all(map(is_held_out, prompts))
+
+
+def test_forms_are_told_as_requests_tell_them():
+    example = next(examples(0, held_out=True, task="json"))
+    system = with_form(example, schema=False).messages[0]
+    assert system == {"role": "system", "content": format_of({"type": "json_object"}).told}
+    told = with_form(example, schema=True).messages[0]["content"]
+    schema = json.loads(told.removeprefix(SCHEMA))
+    form = format_of({"type": "json_schema", "json_schema": {"name": "it", "schema": schema}})
+    assert form.told == told
+    jsonschema.validate(json.loads(example.answer), schema)
+    talks = list(islice(draw_talks(0, held_out=False), 200))
+    assert sum(talk.messages[0]["content"].startswith((OBJECT, SCHEMA)) for talk in talks) > 5
 
 
 def test_a_talk_may_have_several_right_answers():

@@ -1,0 +1,46 @@
+"""Thoughts, a round of tools and an object, as clients of a server of the embedded checkpoint see them."""
+
+import json
+
+import openai
+import pytest
+
+from tests.embedded import FORM, TOOL, talks
+
+ASKED = {"role": "user", "content": "ask weather oslo"}
+
+
+@pytest.fixture(scope="module")
+def create(server):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+    def ask(*messages, **options):
+        return client.chat.completions.create(model="embedded", messages=list(messages), seed=0, **options).choices[0]
+
+    return ask
+
+
+@talks
+def test_a_thought_stands_beside_the_answer(create):
+    thinks = {"chat_template_kwargs": {"enable_thinking": True}}
+    message = create({"role": "user", "content": "add 47 182 9"}, extra_body=thinks).message
+    assert (message.content, message.reasoning_content) == ("238", "47+182=229\n229+9=238")
+
+
+@talks
+def test_a_round_of_tools(create):
+    """Behind another turn, which the embedded checkpoint does not see."""
+    earlier = [{"role": "user", "content": "spell 42"}, {"role": "assistant", "content": "forty-two"}]
+    called = create(*earlier, ASKED, tools=[TOOL])
+    assert called.finish_reason == "tool_calls"
+    (call,) = called.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "oslo"})
+    said = called.message.model_dump(exclude_none=True)
+    answer = create(*earlier, ASKED, said, {"role": "tool", "tool_call_id": call.id, "content": "rain"}, tools=[TOOL])
+    assert (answer.message.content, answer.finish_reason) == ("rain", "stop")
+
+
+@talks
+def test_an_object_of_a_schema(create):
+    answer = create({"role": "user", "content": "json name ann age 31"}, response_format=FORM)
+    assert json.loads(answer.message.content) == {"name": "ann", "age": 31}
