@@ -193,7 +193,6 @@ def test_content_in_parts_and_a_stop_text_and_a_length(server):
         (ASK | {"diffusion": {"steps": 3}}, "diffusion.steps is unknown"),
         (ASK | {"diffusion": {"t_min": -1}}, "diffusion.t_min"),
         (ASK | {"chat_template_kwargs": {"tokenize": True}}, "tokenize is unknown"),
-        (ASK | {"chat_template_kwargs": {"enable_thinking": True}}, "no thinking"),
         (ASK | {"continue_final_message": True}, "continue_final_message"),
     ],
 )  # fmt: skip

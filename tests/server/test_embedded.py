@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 
-from tests.embedded import FORM, TOOL, talks
+from tests.embedded import FORM, TOOL, talks, without_talks
 
 ASKED = {"role": "user", "content": "ask weather oslo"}
 
@@ -44,3 +44,15 @@ def test_a_round_of_tools(create):
 def test_an_object_of_a_schema(create):
     answer = create({"role": "user", "content": "json name ann age 31"}, response_format=FORM)
     assert json.loads(answer.message.content) == {"name": "ann", "age": 31}
+
+
+def test_what_a_template_has_no_place_for_is_refused(start, tmp_path):
+    own = start(model=str(without_talks(tmp_path)))
+    asked = {"messages": [{"role": "user", "content": "upper a"}]}
+    for more, told in (
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "no thinking"),
+        ({"tools": [TOOL]}, "no place for tools"),
+    ):
+        answer = own.post("/v1/chat/completions", asked | more)
+        assert answer.status_code == 400 and told in answer.json()["error"]["message"]
+    assert own.post("/v1/chat/completions", asked).status_code == 200

@@ -47,10 +47,7 @@ def test_errors_are_of_the_clients_own_types(client):
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model="embedded", messages=[{"role": "user", "content": "upper " + "a" * 5000}])
     assert error.value.code == "context_length_exceeded"
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-    with pytest.raises(openai.BadRequestError, match="no place for tools"):
-        client.chat.completions.create(model="embedded", messages=ASK, tools=[tool])
 
 
 def test_models(client):
-    assert [model.id for model in client.models.list()] == ["embedded"]
+    assert next(iter(client.models.list())).id == "embedded"

@@ -5,8 +5,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_dgemma import DGemmaError, Engine, Request
+from mlx_dgemma.checkpoint.tokenizer import FastTokenizer
 from mlx_dgemma.text.control import SetAside
 from mlx_dgemma.text.prompts import prompt_ids
+from tests.embedded import without_talks
 from tests.text.gemma import NAMES, gemma_tokenizer, june
 
 TOKENIZERS = {"july": gemma_tokenizer(), "june": gemma_tokenizer(june())}
@@ -99,15 +101,15 @@ def test_text_beside_a_call_is_followed_by_a_prompt_to_go_on(form):
     assert later.startswith(text) and "five<turn|>\n<|turn>user\nr<turn|>" in later
 
 
-def test_thinking_and_tools_reach_the_prompt_or_are_refused():
+def test_thinking_and_tools_reach_the_prompt_or_are_refused(tmp_path):
     tokenizer = TOKENIZERS["july"]
     tool = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"properties": {}}}}
     assert "<|think|>" in tokenizer.decode(prompt_ids(tokenizer, "x", thinking=True))
     assert "declaration:look{" in tokenizer.decode(prompt_ids(tokenizer, "x", tools=[tool]))
-    embedded = Engine.load().tokenizer
+    plain = FastTokenizer.from_folder(without_talks(tmp_path))
     for fields, told in (({"thinking": True}, "has no thinking"), ({"tools": [tool]}, "no place for tools")):
         with pytest.raises(DGemmaError, match=told):
-            prompt_ids(embedded, "upper a", **fields)
+            prompt_ids(plain, "upper a", **fields)
         for raw in ([5, 6], "upper a"):
             with pytest.raises(DGemmaError, match="are the chat template's"):
                 prompt_ids(tokenizer, raw, chat_template=False, **fields)
