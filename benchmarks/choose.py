@@ -11,7 +11,7 @@ import random
 import time
 
 from mlx_dgemma import Engine, Request
-from mlx_dgemma.tasks import draw_examples
+from mlx_dgemma.tasks.embedded import draw_examples
 
 TASKS = ("upper", "reverse", "sort", "spell", "roman")
 

@@ -15,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from mlx_dgemma import DGemmaError, Engine, Request
-from mlx_dgemma.tasks import TASKS
+from mlx_dgemma.tasks.embedded import LEARNED
 
 WORDS = "name city size kind list items colour price note left right top id user-id a.b x_1 total".split()
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first one (default: 0)")
     parser.add_argument("--show", action="store_true", help="print every schema and its answer")
     args = parser.parse_args()
-    engine, prompts = Engine.load(), [task.prompt(task.example) for task in TASKS.values()]
+    engine, prompts = Engine.load(), [task.prompt(task.example) for task in LEARNED.values()]
     valid, steps, tokens, began = 0, 0, 0, time.perf_counter()
     for seed in range(args.seed, args.seed + args.n):
         schema, prompt = Schemas(seed).draw(), prompts[seed % len(prompts)]

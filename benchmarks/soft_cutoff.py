@@ -27,7 +27,7 @@ from mlx_dgemma.diffusion.vocabulary import GROUP, KEPT, Prediction, Query, Soft
 from mlx_dgemma.model import fused
 from mlx_dgemma.sweep.questions import draw_questions
 from mlx_dgemma.sweep.runner import ask
-from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
+from mlx_dgemma.tasks.embedded import MAX_NEW_TOKENS, ROWS
 
 POSITIONS, HIDDEN, VOCABULARY = 256, 512, 32_768
 REGIONS = tuple((fused, name) for name in fused.HELPERS)

@@ -9,7 +9,8 @@ import argparse
 from itertools import groupby
 
 from mlx_dgemma import Engine, Request
-from mlx_dgemma.tasks import HARD, draw_examples
+from mlx_dgemma.tasks import HARD
+from mlx_dgemma.tasks.embedded import draw_examples
 
 SAMPLES, SEED = 4, 1000
 

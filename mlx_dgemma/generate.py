@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_output, check_writable
-from mlx_dgemma.tasks import TASKS, is_known
+from mlx_dgemma.tasks.embedded import LEARNED, is_known
 from mlx_dgemma.terminal.arguments import Many, Options, parse
 from mlx_dgemma.terminal.cli import exit_code, say
 from mlx_dgemma.terminal.options import REAL
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 UNKNOWN = (
-    f"note: the embedded checkpoint is a demonstration that knows {len(TASKS)} tasks (--help lists them), and this is "
-    f"none of them; for anything else: --model {REAL}"
+    f"note: the embedded checkpoint is a demonstration that knows {len(LEARNED)} tasks (--help lists them), and this "
+    f"is none of them; for anything else: --model {REAL}"
 )
 
 

@@ -20,7 +20,9 @@ from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.sweep.questions import QUESTIONS, Question, draw_questions
 from mlx_dgemma.sweep.runner import ask, said
 from mlx_dgemma.sweep.summary import score
-from mlx_dgemma.tasks import MAX_NEW_TOKENS
+from mlx_dgemma.tasks import MAX_NEW_TOKENS, ROWS
+from mlx_dgemma.tasks.embedded import ROWS as LEARNED
+from mlx_dgemma.tasks.talks import TALK_ROWS
 from mlx_dgemma.terminal.cli import Parser, exit_code, require
 from mlx_dgemma.text.reply import parse_reply
 
@@ -61,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", type=Path, metavar="M", help="checkpoint folder (default: the embedded one)")
     add("--n", type=int, default=200, metavar="N", help="prompts per task (default: 200)")
     add("--seed", type=int, default=1000, metavar="N", help="of prompts and noise (default: 1000)")
-    add("--tasks", nargs="+", choices=QUESTIONS, default=QUESTIONS, metavar="TASK", help="(default: all)")
+    add("--tasks", nargs="+", choices=QUESTIONS, metavar="TASK", help="(default: all that it has learned)")
+    add("--lessons", action="store_true", help="whole lessons, all of them by default: of a checkpoint in training")
     add("--reference", action="store_true", help="compare with transformers, which must be installed, as torch must")
     return parser
 
@@ -81,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     reference = reference_scorer(engine, args.model or EMBEDDED, args.seed) if args.reference else None
     print("| task | exact match | steps per canvas | tokens per forward | transformers | difference |")
     print("|---|---|---|---|---|---|")
-    for name in args.tasks:
-        chosen = draw_questions(name, args.seed, args.n)
+    for name in args.tasks or ((*ROWS, *TALK_ROWS) if args.lessons else LEARNED):
+        chosen = draw_questions(name, args.seed, args.n, lessons=args.lessons)
         ours = score(ask(engine, question, settings, args.seed) for question in chosen)
         theirs, difference = "", ""
         if reference is not None:

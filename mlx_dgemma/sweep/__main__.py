@@ -21,7 +21,7 @@ from mlx_dgemma.sweep.questions import QUESTIONS, Question, draw_questions, read
 from mlx_dgemma.sweep.show import show, show_table
 from mlx_dgemma.sweep.summary import summarise
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
-from mlx_dgemma.tasks import MAX_NEW_TOKENS
+from mlx_dgemma.tasks.embedded import MAX_NEW_TOKENS, ROWS
 from mlx_dgemma.terminal.cli import Parser, exit_code, say
 from mlx_dgemma.terminal.options import add_model
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="dgemma-sweep",
         description="Ask the same questions at every point of a grid of sampler settings, and compare the answers.",
-        epilog=f"Fields: {', '.join(FIELDS)}.\nTasks: {', '.join(QUESTIONS)}.",
+        epilog=f"Fields: {', '.join(FIELDS)}.\nTasks: {', '.join(ROWS)}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -79,10 +79,10 @@ def check_usage(args: argparse.Namespace) -> Grid:
         raise DGemmaError("--model needs questions; give --data or --tasks")
     if args.data is None:
         args.n = args.n or N
-        args.tasks = list(QUESTIONS) if args.tasks is None else [row for text in args.tasks for row in text.split(",")]
+        args.tasks = list(ROWS) if args.tasks is None else [row for text in args.tasks for row in text.split(",")]
         unknown = [row for row in args.tasks if row not in QUESTIONS]
         if unknown:
-            raise DGemmaError(f"--tasks: no task {unknown[0]!r}; there are {', '.join(QUESTIONS)}")
+            raise DGemmaError(f"--tasks: no task {unknown[0]!r}; there are {', '.join(ROWS)}")
         if len(set(args.tasks)) < len(args.tasks):
             raise DGemmaError("--tasks names a task twice")
     if not 0 <= args.seed < 2**62:  # seed + index is a seed as well

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file
-from mlx_dgemma.tasks import ROWS, draw_examples
+from mlx_dgemma.tasks import ROWS as LESSONS
+from mlx_dgemma.tasks import draw_examples as draw_lessons
+from mlx_dgemma.tasks.embedded import ROWS, draw_examples
 from mlx_dgemma.tasks.talks import TALK_ROWS, Talk, draw_talk_row
 from mlx_dgemma.text.request import Request
 
-QUESTIONS = (*ROWS, *TALK_ROWS)
+QUESTIONS = (*ROWS, *(row for row in (*LESSONS, *TALK_ROWS) if row not in ROWS))  # the embedded checkpoint's first
 _LINE = '{"prompt": "…", "answer": "…"}'
 
 
@@ -44,14 +46,15 @@ class Question:
         return Request(list(talk.messages), tools=talk.tools, thinking=talk.thinking)
 
 
-def draw_questions(row: str, seed: int, n: int) -> list[Question]:
-    """Held-out questions of a task, or of another row of QUESTIONS."""
+def draw_questions(row: str, seed: int, n: int, *, lessons: bool = False) -> list[Question]:
+    """Held-out questions of one of QUESTIONS: what the embedded checkpoint has learned of it, or the whole lesson."""
     if row in TALK_ROWS:
         talks = draw_talk_row(row, seed, n)
         return [Question(row, i, talk.prompt, talk.check, f"{row} {i}", talk) for i, talk in enumerate(talks)]
+    draw = draw_examples if row in ROWS and not lessons else draw_lessons
     return [
         Question(row, i, example.prompt, partial(example.task.check, example.prompt), f"{row} {i}")
-        for i, example in enumerate(draw_examples(row, seed, n))
+        for i, example in enumerate(draw(row, seed, n))
     ]
 
 

@@ -1,4 +1,4 @@
-"""Verifiable tasks of the embedded checkpoint: each makes (prompt, answer) pairs and checks any answer to a prompt.
+"""Verifiable tasks, the lessons of the embedded checkpoint: each makes (prompt, answer) pairs and checks any answer.
 
 Pure Python and seeded: the trainer, the evaluation table and the tests all draw from here. Lengths are drawn first and
 then contents, so that short arguments are as common as long ones. A fixed twentieth of all prompts (by CRC-32) is held
@@ -53,7 +53,8 @@ class Task:
         return self.solves(self.argument(prompt), answer)
 
 
-def _like(pattern: str) -> Callable[[str], bool]:
+def matching(pattern: str) -> Callable[[str], bool]:
+    """Whether all of an argument is of this form."""
     return lambda argument: re.fullmatch(pattern, argument) is not None
 
 
@@ -65,12 +66,12 @@ def _knows_span(argument: str) -> bool:
 def _knows_pairs(argument: str) -> bool:
     texts = argument.split(" ")
     pair = r"[a-z]{1,7} ([a-z]{1,8}|0|[1-9]\d{0,3})"
-    is_object = _like(f"{pair}( {pair}){{0,3}}")(argument)
+    is_object = matching(f"{pair}( {pair}){{0,3}}")(argument)
     return is_object and len(set(texts[::2])) == len(texts) // 2 and len(words.json_object(argument)) <= 62
 
 
 def _knows_line(argument: str) -> bool:
-    return _like(r"[a-z]{1,8}( [a-z]{1,8}){1,11}")(argument) and len(argument) <= 60
+    return matching(r"[a-z]{1,8}( [a-z]{1,8}){1,11}")(argument) and len(argument) <= 60
 
 
 def _one(
@@ -83,7 +84,7 @@ def _one(
         argument = draw(rng)
         return argument, solve(argument)
 
-    knows = _like(pattern) if isinstance(pattern, str) else pattern
+    knows = matching(pattern) if isinstance(pattern, str) else pattern
     return Task(name, about, example, knows, draw_pair, lambda s, answer: answer == solve(s), weight, think)
 
 
@@ -108,12 +109,12 @@ TASKS: dict[str, Task] = {
              lambda s: words.roman(int(s)), 0.8),
         _one("count", "count between two numbers from 1 to 99 (up to five canvases)", "18 to 50", _knows_span,
              words.draw_span, words.count, 1.5),
-        Task("sudoku", "a 4x4 Sudoku, row by row (many denoising steps)", "1..4..1.2....3.1", _like(_SUDOKU),
+        Task("sudoku", "a 4x4 Sudoku, row by row (many denoising steps)", "1..4..1.2....3.1", matching(_SUDOKU),
              squares.draw_sudokus, squares.solves_sudokus, 1.5),
         Task("sudokus", "three 4x4 Sudokus at once", "...4...23....1.3 1.....1.2..1..2. .......2.2..3.21",
-             _like(f"{_SUDOKU} {_SUDOKU} {_SUDOKU}"), lambda r: squares.draw_sudokus(r, 3), squares.solves_sudokus,
+             matching(f"{_SUDOKU} {_SUDOKU} {_SUDOKU}"), lambda r: squares.draw_sudokus(r, 3), squares.solves_sudokus,
              2.0),
-        Task("latin", "a 6x6 Latin square, row by row", ".2.5...42...31.2..1....2.3.45.....23", _like("[1-6.]{36}"),
+        Task("latin", "a 6x6 Latin square, row by row", ".2.5...42...31.2..1....2.3.45.....23", matching("[1-6.]{36}"),
              squares.draw_latin, squares.solves_latin, 2.0),
         Task("shuffle", "the same words in any order", "red green blue", _knows_line, _draw_line,
              words.is_order_of, 1.0),
@@ -154,12 +155,13 @@ def is_held_out(prompt: str) -> bool:
 def examples(seed: int, *, held_out: bool, task: str | None = None) -> Iterator[Example]:
     """An endless seeded stream of examples: one task, or all of them by weight."""
     pool = [TASKS[task]] if task else list(TASKS.values())
-    for example in _stream(f"{seed}/{held_out}/{task}", pool):
+    for example in drawn(f"{seed}/{held_out}/{task}", pool):
         if is_held_out(example.prompt) == held_out:
             yield example
 
 
-def _stream(seed: str, pool: list[Task]) -> Iterator[Example]:
+def drawn(seed: str, pool: list[Task]) -> Iterator[Example]:
+    """An endless stream of these tasks' examples, by weight."""
     rng = random.Random(seed)
     weights = [task.weight for task in pool]
     while True:
@@ -181,11 +183,12 @@ def _is_full(example: Example) -> bool:
 
 
 HARD = "sudoku with 4 given"
+TWO_GIVEN = "sudoku with 2 given"
 SHORTEST = "shortest arguments"
 # Rows of a table beside the tasks' own: a task, and which of its examples.
 _PARTS: dict[str, tuple[str, Callable[[Example], bool]]] = {
     HARD: ("sudoku", _given(4)),
-    "sudoku with 2 given": ("sudoku", _given(2)),
+    TWO_GIVEN: ("sudoku", _given(2)),
     "sums over a canvas": ("sums", _is_full),
     "shuffle over a canvas": ("shuffle", lambda example: len(example.answer) >= 45),
     "count over four canvases": ("count", _is_long),
@@ -205,6 +208,6 @@ def draw_examples(row: str, seed: int, n: int) -> list[Example]:
         return [Example(sudoku, sudoku.prompt(squares.FREE * 16), squares.sudoku_grids()[0])] * n
     if row == SHORTEST:
         pool = [task for task in TASKS.values() if task.knows("7") or task.knows("a")]
-        return list(islice((e for e in _stream(f"{seed}/{row}", pool) if len(e.argument) <= 2), n))
+        return list(islice((e for e in drawn(f"{seed}/{row}", pool) if len(e.argument) <= 2), n))
     task, belongs = _PARTS.get(row, (row, lambda _: True))
     return list(islice(filter(belongs, examples(seed, held_out=True, task=task)), n))

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file
-from mlx_dgemma.tasks import TASKS
+from mlx_dgemma.tasks.embedded import LEARNED
 from mlx_dgemma.terminal.cli import Parser
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
 from mlx_dgemma.terminal.prompts import Asked, read_prompts
@@ -63,7 +63,7 @@ class Many:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    tasks = "\n".join(f"  {task.prompt(task.example):24} {task.about}" for task in TASKS.values())
+    tasks = "\n".join(f"  {task.prompt(task.example):24} {task.about}" for task in LEARNED.values())
     parser = Parser(
         prog="dgemma-generate",
         description="Generate text with DiffusionGemma: whole canvases of tokens are denoised at once.",

@@ -5,7 +5,8 @@ import pytest
 from mlx_dgemma import GenerationConfig, generate_text, load
 from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.demo.batches import CANVAS
-from mlx_dgemma.tasks import HARD, MAX_NEW_TOKENS, SHORTEST, TASKS, draw_examples
+from mlx_dgemma.tasks import HARD
+from mlx_dgemma.tasks.embedded import LEARNED, MAX_NEW_TOKENS, draw_examples
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def test_size_of_the_checkpoint():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [*TASKS, SHORTEST])
+@pytest.mark.parametrize("row", LEARNED)
 def test_the_embedded_checkpoint_answers(embedded, row):
     config, chosen = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS), draw_examples(row, 3, 12)
     texts = [generate_text(*embedded, e.prompt, config, seed=i).text for i, e in enumerate(chosen)]
@@ -26,15 +27,10 @@ def test_the_embedded_checkpoint_answers(embedded, row):
     assert right >= 10
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize("task", LEARNED.values(), ids=LEARNED)
 def test_the_examples_in_the_help_are_answered(embedded, task):
     prompt = task.prompt(task.example)
     assert task.check(prompt, generate_text(*embedded, prompt).text)
-
-
-@pytest.mark.parametrize("prompt", ["spell 7", "sort ba", "upper a", "reverse ab", "roman 4", "sums 5", "add 2 2"])
-def test_what_a_newcomer_tries_first(embedded, prompt):
-    assert TASKS[prompt.split(" ")[0]].check(prompt, generate_text(*embedded, prompt).text)
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.settled import Settled, Told
 from mlx_dgemma.diffusion.vocabulary import from_logits
 from mlx_dgemma.diffusion.work import Work
-from mlx_dgemma.tasks import HARD, draw_examples
+from mlx_dgemma.tasks import HARD
+from mlx_dgemma.tasks.embedded import draw_examples
 from mlx_dgemma.text.events import TextCanvas, collect
 
 C, V = 32, 12

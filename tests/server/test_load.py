@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from mlx_dgemma.tasks import TASKS, draw_examples
+from mlx_dgemma.tasks.embedded import LEARNED, draw_examples
 
 REQUESTS = int(os.environ.get("DGEMMA_LOAD", "120"))
 SECONDS = float(os.environ.get("DGEMMA_LOAD_SECONDS", "0"))
@@ -135,7 +135,7 @@ class Watch(threading.Thread):
 @pytest.mark.skipif(not STATM.exists(), reason="the process's size is read from /proc")
 def test_nothing_hangs_and_nothing_grows(start):
     running = start(queue=32)
-    examples = [own for task in TASKS for own in draw_examples(task, 1000, 1 + ASKED // len(TASKS))][:ASKED]
+    examples = [own for task in LEARNED for own in draw_examples(task, 1000, 1 + ASKED // len(LEARNED))][:ASKED]
     bodies = [
         {"messages": [{"role": "user", "content": own.prompt}], "seed": number} for number, own in enumerate(examples)
     ]

@@ -8,7 +8,8 @@ import pytest
 from mlx_dgemma import GenerationConfig, Request
 from mlx_dgemma.sweep.questions import QUESTIONS, draw_questions
 from mlx_dgemma.sweep.runner import ask, said
-from mlx_dgemma.tasks import ROWS
+from mlx_dgemma.tasks import ROWS as LESSONS
+from mlx_dgemma.tasks.embedded import ROWS
 from mlx_dgemma.tasks.talks import TALK_ROWS, THINKING
 from mlx_dgemma.text.events import GenerationResult, Stats
 from mlx_dgemma.text.reply import ToolCall
@@ -61,4 +62,12 @@ def test_a_call_with_words_before_it_or_another_argument_is_wrong():
 
 
 def test_rows_of_talks_stand_beside_those_of_tasks():
-    assert (*ROWS, *TALK_ROWS) == QUESTIONS and len(set(QUESTIONS)) == len(QUESTIONS)
+    assert {*ROWS, *LESSONS, *TALK_ROWS} == {*QUESTIONS} and len(set(QUESTIONS)) == len(QUESTIONS)
+    assert QUESTIONS[: len(ROWS)] == ROWS
+
+
+def test_a_task_is_drawn_as_it_was_learned_or_as_the_whole_lesson():
+    learned, lesson = (draw_questions("spell", 0, 200, lessons=lessons) for lessons in (False, True))
+    assert [min(len(q.prompt) for q in own) for own in (learned, lesson)] == [9, 9]
+    assert sum(len(q.prompt) == 10 for q in lesson) < sum(len(q.prompt) == 9 for q in lesson)
+    assert draw_questions("latin", 0, 1)[0].prompt == draw_questions("latin", 0, 1, lessons=True)[0].prompt
