@@ -92,7 +92,8 @@ def generate_canvases(
     """Denoises canvas after canvas; each committed one is encoded into the prefix before the next begins.
 
     `steerings` steer the first canvases, one each. Ends after `max_canvases`, or when the positions run out; the caller
-    closes the generator to stop earlier (at a stop token, say).
+    closes the generator to stop earlier (at a stop token, say). Where the caller has made the prefix longer before it
+    goes on behind a committed canvas, that is not encoded: the next canvas follows what the caller encoded.
     """
     return alone(stitch(model, cache, config, noise, max_canvases, batch, steerings))
 
@@ -127,6 +128,7 @@ def _stitch(
             assert steering is not None and steering.given is not None  # no step is made for a canvas given whole
             draft = mx.broadcast_to(steering.given, shape)
         mx.clear_cache()  # buffers of this canvas's sizes; the next prefix is longer, or there is none
+        length = cache.length
         yield CommittedCanvas(index, draft, step.step if step else 0, work)
-        if index + 1 < max_canvases:
+        if index + 1 < max_canvases and cache.length == length:
             yield from pauses(chunks(model, draft, cache))

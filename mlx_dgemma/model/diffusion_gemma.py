@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_dgemma.errors import ContextOverflow
 from mlx_dgemma.model import fused
-from mlx_dgemma.model.attention import Attention, Place
+from mlx_dgemma.model.attention import Attention, Extend, Place
 from mlx_dgemma.model.cache import PrefixCache, Slots
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
 from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap
@@ -130,15 +130,22 @@ class DiffusionGemma(nn.Module):
         """An empty prefix."""
         return PrefixCache([layer.window for layer in self.config.layers])
 
-    def encode(self, tokens: mx.array, cache: PrefixCache) -> None:
-        """Encoder mode: reads ids (B, T) causally and appends their keys and values to the prefix."""
-        self._encode(tokens, cache)  # its result is never asked for, so the last layer's output is never computed
+    def encode(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
+        """Encoder mode: reads ids (B, T) causally and appends their keys and values to the prefix.
 
-    def next_token_logits(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
-        """Encoder mode, and what the causal model expects after each of the ids (B, T): logits (B, T, V), float32."""
-        return self._logits(self.model.decoder.norm(self._encode(tokens, cache)))
+        Returns:
+            The last hidden states, normed, (B, T, H), of which `logits` makes what the causal model expects next. Where
+            nobody asks for them, the last layer's output is never computed.
+        """
+        hidden = self._encode(tokens, cache, [layer.append for layer in cache.layers])
+        cache.length += tokens.shape[1]
+        return hidden
 
-    def _encode(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
+    def peek(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
+        """What `encode` gives, (B, T, H), and the prefix stays as it was."""
+        return self._encode(tokens, cache, [layer.overlay for layer in cache.layers])
+
+    def _encode(self, tokens: mx.array, cache: PrefixCache, extends: Sequence[Extend]) -> mx.array:
         length = tokens.shape[1]
         if cache.length + length > self.config.max_position_embeddings:
             raise ContextOverflow(
@@ -147,10 +154,14 @@ class DiffusionGemma(nn.Module):
             )
         h = self._embed(tokens)
         scalars = self.model.encoder.language_model.layers
-        for layer, own, kv in zip(self.model.decoder.layers, scalars, cache.layers, strict=True):
-            h = layer(h, [Place(cache.length, kv.append, True)], own.layer_scalar)
-        cache.length += length
-        return h
+        for layer, own, extend in zip(self.model.decoder.layers, scalars, extends, strict=True):
+            h = layer(h, [Place(cache.length, extend, True)], own.layer_scalar)
+        normed: mx.array = self.model.decoder.norm(h)
+        return normed
+
+    def next_token_logits(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
+        """Encoder mode, and what the causal model expects after each of the ids (B, T): logits (B, T, V), float32."""
+        return self.logits(self.encode(tokens, cache))
 
     def denoise(self, canvas: mx.array, cache: PrefixCache, previous: mx.array | None = None) -> mx.array:
         """Denoiser mode: one step over the canvas.
@@ -164,7 +175,7 @@ class DiffusionGemma(nn.Module):
             Softcapped logits (B, C, V), float32.
         """
         soft = None if previous is None else self.soft_embeddings(previous)
-        return self._logits(self.denoise_hidden(canvas, [cache], soft))
+        return self.logits(self.denoise_hidden(canvas, [cache], soft))
 
     def denoise_hidden(
         self, canvas: mx.array, caches: Sequence[PrefixCache], soft: mx.array | None = None, slots: Slots | None = None
@@ -190,7 +201,8 @@ class DiffusionGemma(nn.Module):
         normed: mx.array = decoder.norm(h)
         return normed
 
-    def _logits(self, hidden: mx.array) -> mx.array:
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Softcapped logits of normed hidden states: (B, T, H) -> (B, T, V), float32."""
         logits = self.model.decoder.embed_tokens.as_linear(hidden).astype(mx.float32)
         return softcap(logits, self.config.final_logit_softcapping)
 

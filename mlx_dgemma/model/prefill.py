@@ -4,7 +4,7 @@ The score matrices are bounded inside the attention (`scores`); a chunk bounds e
 tokens, and is long enough that the experts' weights, all of which it reads, are worth reading.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
@@ -21,12 +21,25 @@ def prefill(model: DiffusionGemma, tokens: mx.array, cache: PrefixCache, chunk: 
         pass
 
 
-def chunks(model: DiffusionGemma, tokens: mx.array, cache: PrefixCache, chunk: int | None = None) -> Iterator[None]:
-    """`prefill`, chunk by chunk."""
+def chunks(
+    model: DiffusionGemma, tokens: mx.array, cache: PrefixCache, chunk: int | None = None,
+    read: Callable[[mx.array], None] | None = None,
+) -> Iterator[None]:  # fmt: skip
+    """`prefill`, chunk by chunk; `read` gets the hidden states of each, (B, T, H), and computes what it wants."""
     cache.reserve(cache.length + tokens.shape[1] + model.config.canvas_length)
     chunk = chunk or (cpu.PREFILL_CHUNK if cpu.on_cpu() else CHUNK)
     for start in range(0, tokens.shape[1], chunk):
-        model.encode(tokens[:, start : start + chunk], cache)
+        hidden = model.encode(tokens[:, start : start + chunk], cache)
+        if read is not None:
+            read(hidden)
+        del hidden  # as long as it is held, and with it the prefix of its graph, the next write copies that
         memory.finish(cache.arrays())
         mx.clear_cache()
         yield
+
+
+def last_state(hidden: mx.array) -> mx.array:
+    """The last of some hidden states, computed: (B, T, H) -> (B, 1, H), and no view that would keep all of them."""
+    last = mx.contiguous(hidden[:, -1:])
+    memory.finish([last])
+    return last

@@ -14,7 +14,7 @@ from mlx_dgemma.tasks.embedded import LEARNED
 from mlx_dgemma.terminal.cli import Parser
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
 from mlx_dgemma.terminal.prompts import Asked, read_prompts
-from mlx_dgemma.text.request import MAX_ROWS, MAX_SEED, CanvasPlan, Prompt, Request
+from mlx_dgemma.text.request import MAX_ROWS, MAX_SEED, MODES, CanvasPlan, Prompt, Request
 
 WATCH_DELAY = 0.3  # seconds: a step of the embedded checkpoint is faster than the eye
 
@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_many(parser)
     _add_conversation(parser)
     _add_steering(parser)
+    _add_causal(parser)
     add_settings(parser)
     return parser
 
@@ -127,6 +128,15 @@ def _add_steering(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_causal(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("the causal mode of the same weights (see docs/causal.md)").add_argument
+    about = "denoise canvases, write one token after another, or whichever is better (default: diffusion)"
+    add("--mode", choices=MODES, default="diffusion", help=about)
+    about = "denoise tokens again that the causal mode does not believe (an experiment)"
+    add("--repair", action="store_true", help=about)
+    add("--causal-log-p", action="store_true", help="tell how likely each token is by the causal mode; with --json")
+
+
 def parse(argv: list[str] | None) -> tuple[Request, Options]:
     """What was typed, checked."""
     parser = build_parser()
@@ -138,6 +148,7 @@ def parse(argv: list[str] | None) -> tuple[Request, Options]:
     except DGemmaError as error:
         parser.error(str(error))
     _check_steering(parser, args)
+    _check_causal(parser, args)
     _check_many(parser, args)
     args.prompt = _typed_prompt(parser, args) if args.prompts is None else ""
     request = request_of(args)
@@ -173,11 +184,23 @@ def _check_steering(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--json-schema does not go with --trace; leave one out")
     what = "--choose" if args.choose is not None else "--num-samples" if args.num_samples > 1 else None
     others = {"--watch": args.watch, "--trace": args.trace is not None}
+    others |= {"--causal-log-p": args.causal_log_p, "--mode": args.mode != "diffusion", "--repair": args.repair}
     if args.choose is not None:
         others |= {"--init": args.init is not None, "--num-samples": args.num_samples > 1}
     for other, is_given in others.items():
         if what and is_given:
             parser.error(f"{what} does not go with {other}; leave one out")
+
+
+def _check_causal(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What goes with the causal mode, as usage errors."""
+    for option, is_given in {f"--mode {args.mode}": args.mode != "diffusion", "--repair": args.repair}.items():
+        if is_given and args.trace is not None:
+            parser.error(f"{option} does not go with --trace, which records canvases as denoised; leave one out")
+    if args.mode != "diffusion" and args.repair:
+        parser.error(f"--mode {args.mode} does not go with --repair; leave one out")
+    if args.causal_log_p and not args.json and args.prompts is None:
+        parser.error("--causal-log-p is told in JSON; add --json")
 
 
 def _check_many(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -213,6 +236,7 @@ def request_of(args: argparse.Namespace) -> Request:
         chat_template=not args.no_chat_template, thinking=args.thinking,
         tools=() if args.tools is None else read_tools(args.tools), tool_choice=args.tool_choice or "auto",
         stop=args.stop or (), response_format=None if args.json_schema is None else _read_schema(args.json_schema),
+        mode=args.mode, causal_log_p=args.causal_log_p, repair=args.repair,
     )  # fmt: skip
 
 

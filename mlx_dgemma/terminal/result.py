@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def as_json(result: GenerationResult) -> dict[str, object]:
     """What a result holds, as JSON types."""
     stats = result.stats
+    causal = {"causal_log_p": list(result.causal_log_p), "mean_causal_log_p": result.mean_causal_log_p}
     return {
         "text": result.text,
         "thought": result.thought,
@@ -23,6 +24,7 @@ def as_json(result: GenerationResult) -> dict[str, object]:
         "steps_per_canvas": result.steps_per_canvas,
         "log_p": list(result.log_p),
         "entropy": list(result.entropy),
+        **(causal if result.causal_log_p else {}),
         "stats": {
             **asdict(stats),
             "prompt_tokens_per_second": stats.prompt_tokens_per_second,
@@ -58,6 +60,7 @@ def summary(result: GenerationResult) -> str:
     """Four lines: prompt, text, steps, memory."""
     cached = f" ({result.stats.cached_tokens} remembered)" if result.stats.cached_tokens else ""
     stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
+    steps += f" and {stats.causal_tokens} tokens causally" if stats.causal_tokens else ""
     return "\n".join((
         f"prompt:  {stats.prompt_tokens} tokens{cached}, {stats.prompt_tokens_per_second:.1f} tokens/s",
         f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)} and "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import mlx.core as mx
 
@@ -14,7 +15,8 @@ class Stats:
 
     `tokens` are those of the text, without stop token and padding; `thought_tokens` of them do not show. Of the
     prompt's tokens `cached_tokens` were remembered and not encoded again. `full_steps` is what was computed, canvases
-    that were encoded included, in full denoising steps of the published model (see `diffusion.work`).
+    that were encoded included, in full denoising steps of the published model (see `diffusion.work`). `causal_tokens`
+    of the text were written causally, each in a pass of its own.
     """
 
     prompt_tokens: int
@@ -27,6 +29,12 @@ class Stats:
     thought_tokens: int = 0
     cached_tokens: int = 0
     full_steps: float = 0.0
+    causal_tokens: int = 0
+
+    @property
+    def passes(self) -> int:
+        """Denoising steps, and causal passes of one token."""
+        return self.steps + self.causal_tokens
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -36,8 +44,8 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the text; 0 where no step was made, as for a text that was given whole."""
-        return self.tokens / self.seconds if self.seconds and self.steps else 0.0
+        """Of the text; 0 where no pass was made, as for a text that was given whole."""
+        return self.tokens / self.seconds if self.seconds and self.passes else 0.0
 
     @property
     def work(self) -> float:
@@ -46,16 +54,16 @@ class Stats:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Text tokens per denoising step."""
-        return self.tokens / self.steps if self.steps else 0.0
+        """Text tokens per denoising step or causal pass."""
+        return self.tokens / self.passes if self.passes else 0.0
 
 
 @dataclass(frozen=True)
 class TextCanvas:
-    """A committed canvas as text.
+    """A committed canvas as text, or a span of what is written causally.
 
     Attributes:
-        canvas_index: which canvas, from 0.
+        canvas_index: which canvas, from 0; the spans that follow one another are one canvas, which has no steps.
         canvas: all its token ids.
         tokens: those that belong to the text, the first ones of the canvas: up to the stop token and `max_new_tokens`,
             without padding at the end.
@@ -74,6 +82,9 @@ class TextCanvas:
         spoken: which of the tokens are the answer's, and no thought's, call's or mark; () when replayed from a
             trace, which does not keep it.
         fault: of the last canvas, why the answer has not the request's `response_format`; "" if it has.
+        causal_log_p: of each of the tokens, log-probability by the causal mode behind all that comes before it, at
+            temperature 1, nats; given tokens have theirs too. () if the request did not ask, or when replayed from a
+            trace.
         stop_text: of the last canvas, which of the request's stop texts ended the answer; "" if none did, or when
             replayed from a trace.
     """
@@ -93,6 +104,7 @@ class TextCanvas:
     spoken: Sequence[int] = field(default=(), compare=False)
     stop_text: str = field(default="", compare=False)
     alternatives: Sequence[Sequence[tuple[int, float]]] = field(default=(), compare=False)
+    causal_log_p: Sequence[float] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ class GenerationResult:
         steps_per_canvas: denoising steps.
         finish_reason: see `TextCanvas`; or "interrupted".
         stats: counts, seconds and bytes.
-        log_p, entropy, alternatives: of each of the tokens, see `TextCanvas`.
+        log_p, entropy, alternatives, causal_log_p: of each of the tokens, see `TextCanvas`.
         thought: what the model thought before it answered.
         tool_calls: calls that it makes, in order.
         fault: why the text has not the request's `response_format`; "" if it has.
@@ -126,6 +138,12 @@ class GenerationResult:
     fault: str = ""
     stop_text: str = ""
     alternatives: Sequence[Sequence[tuple[int, float]]] = ()
+    causal_log_p: tuple[float, ...] = ()
+
+    @property
+    def mean_causal_log_p(self) -> float | None:
+        """Nats per token; None if the request did not ask, or of an empty text."""
+        return sum(self.causal_log_p) / len(self.causal_log_p) if self.causal_log_p else None
 
 
 @dataclass(frozen=True)
@@ -147,11 +165,12 @@ class Sample:
 def collect(canvases: Iterable[TextCanvas], finish_reason: str | None = None) -> GenerationResult:
     """The result of a stream of canvases; `finish_reason` serves if the stream was cut off."""
     done = list(canvases)
+    whole = [list(own) for _, own in groupby(done, key=lambda canvas: canvas.canvas_index)]  # spans are of one canvas
     return GenerationResult(
         text="".join(c.text for c in done),
         tokens=[token for c in done for token in c.tokens],
-        canvases=[c.canvas for c in done],
-        steps_per_canvas=[c.steps for c in done],
+        canvases=[[token for c in own for token in c.canvas] for own in whole],
+        steps_per_canvas=[sum(c.steps for c in own) for own in whole],
         finish_reason=(done[-1].finish_reason if done else None) or finish_reason or "length",
         stats=done[-1].stats if done else Stats(0, 0.0, 0, 0, 0, 0.0, mx.get_peak_memory()),
         log_p=[nats for c in done for nats in c.log_p],
@@ -161,4 +180,5 @@ def collect(canvases: Iterable[TextCanvas], finish_reason: str | None = None) ->
         tool_calls=tuple(call for c in done for call in c.tool_calls),
         fault=done[-1].fault if done else "",
         stop_text=done[-1].stop_text if done else "",
+        causal_log_p=tuple(nats for c in done for nats in c.causal_log_p),
     )

@@ -11,15 +11,19 @@ from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
 from mlx_dgemma.diffusion.steering import steerings
 from mlx_dgemma.model import host, memory
 from mlx_dgemma.model.prefill import chunks
+from mlx_dgemma.text.causal import Causal
 from mlx_dgemma.text.choose import likeliest
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.forced import opening_of
+from mlx_dgemma.text.repair import Repair
 from mlx_dgemma.text.reply import MARKS
+from mlx_dgemma.text.routing import PROBE, goes_causal, is_rewritten
 from mlx_dgemma.text.run import Prefix, Run
 from mlx_dgemma.text.structured import StructuredWriter
 from mlx_dgemma.text.transcript import Committed, Transcript
 
 Written = Generator[Pause | DenoisingStep | TextCanvas, None, None]
+Going = Generator[Pause | TextCanvas, None, bool]  # whether the next canvas follows
 
 
 def stream_text(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
@@ -41,10 +45,16 @@ class _Writer:
         self.run = run
         self.cache, self.noise, self.transcript = prefix.cache, run.noise(), Transcript(run, prefix)
         self.steerings = run.steerings
-        self.canvases, self.is_done = 0, False
+        self.canvases, self.is_done = 0, False  # canvases that were denoised
+        self.repair = Repair(run.settings) if run.request.repair else None
+        self.causal = None if prefix.last is None else Causal(run, self.cache, self.noise, prefix.last)
 
     def events(self) -> Written:
         """A call that has to be made is opened behind the thought; then the text is written to its end."""
+        if self.run.request.mode == "causal":
+            with memory.wired(self.run.model.nbytes + self.cache.nbytes):
+                yield from self._write_causally()
+            return
         if (self.run.callable or self.run.form) and self.run.request.thinking:
             yield from self._write(thought_only=True)
         if self.run.form is not None and not self.is_done and not self._calls():
@@ -80,26 +90,103 @@ class _Writer:
             steerings=self.steerings, alternatives=run.request.alternatives,
         ):  # fmt: skip
             if isinstance(event, DenoisingStep):
-                last = event
+                last, index = event, self.transcript.canvases
+                if self.repair is not None:
+                    self.repair.note(event)
                 with self.transcript.clock.paused():
-                    yield replace(event, canvas_index=first + event.canvas_index) if first else event
-                continue
-            if not isinstance(event, CommittedCanvas):
+                    yield event if event.canvas_index == index else replace(event, canvas_index=index)
+            elif not isinstance(event, CommittedCanvas):
                 yield event
-                continue
-            committed = _committed(event, last)
-            end = self.transcript.thought_end(committed) if thought_only else None
-            if end == 0:  # the model does not think: what it wrote instead is not kept
-                return
-            is_last = run.is_last(self.canvases, self.cache)
-            canvas = self.transcript.add(committed, is_last=is_last, end=end)
-            self.canvases, self.is_done = self.canvases + 1, canvas.finish_reason is not None
-            if end is not None and not self.is_done:
-                yield from pauses(chunks(run.model, mx.array([committed.tokens[:end]]), self.cache))
+            elif _is_rewritten(run, event, last):
+                if not (yield from self._rewrite(event.steps)):
+                    return
+            else:
+                canvas = _committed(event, last)
+                if self.repair is not None and self.causal is not None and event.steps:
+                    canvas = yield from self.repair.repaired(canvas, self.causal)
+                if not (yield from self._commit(canvas, thought_only=thought_only)):
+                    return
+
+    def _commit(self, canvas: Committed, *, thought_only: bool) -> Going:
+        """Takes a canvas, or the thought in it; whether the next canvas follows."""
+        run, end = self.run, self.transcript.thought_end(canvas) if thought_only else None
+        if end == 0:  # the model does not think: what it wrote instead is not kept
+            return False
+        is_last, tokens = self._is_last(), canvas.tokens[:end]
+        told = (yield from self._encode(tokens)) if run.request.causal_log_p else ()
+        added = self.transcript.add(replace(canvas, causal_log_p=told), is_last=is_last, end=end)
+        self.canvases, self.is_done = self.canvases + 1, added.finish_reason is not None
+        with self.transcript.clock.paused():
+            yield added
+        if self.is_done:
+            return False
+        if not told and (end is not None or self.causal is not None):  # else `stitch` does it
+            yield from self._encode(tokens)
+        if end is not None or run.request.mode != "auto":
+            return end is None
+        causal = (yield from self._write_causally(PROBE)) if self.canvases == 1 else 0.0
+        return (yield from self._goes_on(added.stats.tokens_per_second, causal))
+
+    def _encode(self, tokens: Sequence[int]) -> Generator[Pause, None, list[float]]:
+        """Tokens join the prefix; their causal log-probabilities, if the request asks for them."""
+        if self.causal is not None:
+            return (yield from self.causal.read(tokens))
+        yield from pauses(chunks(self.run.model, mx.array([list(tokens)]), self.cache))
+        return []
+
+    def _is_last(self) -> bool:
+        """Whether no canvas can follow the one that is denoised."""
+        end = self.transcript.position + self.run.model.config.canvas_length
+        return self.run.is_last(self.canvases, self.cache) or end >= self.run.settings.max_new_tokens
+
+    def _rewrite(self, steps: int) -> Going:
+        """Writes a canvas causally in the place of one that was denoised; whether the next canvas follows."""
+        length = self.run.model.config.canvas_length
+        denoised = length / self.transcript.clock.seconds
+        causal = yield from self._write_causally(None if self._is_last() else length, steps=steps)
+        self.canvases += 1
+        return (yield from self._goes_on(denoised, causal))
+
+    def _goes_on(self, denoised: float, causal: float) -> Going:
+        """Whether the next canvas is denoised; if not, the text is written to its end. Rates are in tokens per second.
+
+        It is decided once, behind the first canvas; and where no canvas has room behind what was written causally.
+        """
+        config = self.run.model.config
+        has_room = self.cache.length + config.canvas_length <= config.max_position_embeddings
+        is_faster = self.canvases == 1 and goes_causal(denoised, causal)
+        if not self.is_done and (is_faster or not has_room):
+            yield from self._write_causally(goes_on=True)
+        return not self.is_done
+
+    def _write_causally(
+        self, count: int | None = None, *, steps: int = 0, goes_on: bool = False
+    ) -> Generator[Pause | TextCanvas, None, float]:  # fmt: skip
+        """Writes so many tokens, or to the text's end; `steps` were made before in vain. Gives tokens per second.
+
+        `goes_on`: behind what was written causally before, as one canvas with it.
+        """
+        assert self.causal is not None  # `Run.encode` gives what it begins with
+        run = self.run
+        began, begins = self.transcript.clock.seconds, self.transcript.position
+        while not self.is_done and count != 0:
+            positions = run.model.config.max_position_embeddings - self.cache.length
+            room = min(run.settings.max_new_tokens - self.transcript.position, positions)
+            span = yield from self.causal.write(min(PROBE, room, count or PROBE))
+            length = len(span.tokens)
+            added = self.transcript.add(replace(span, steps=steps, goes_on=goes_on), is_last=length == room)
+            self.is_done, goes_on, steps = added.finish_reason is not None, True, 0
+            count = None if count is None else count - length
             with self.transcript.clock.paused():
-                yield canvas
-            if self.is_done or end is not None:
-                return
+                yield added
+        return (self.transcript.position - begins) / (self.transcript.clock.seconds - began)
+
+
+def _is_rewritten(run: Run, event: CommittedCanvas, last: DenoisingStep | None) -> bool:
+    """Whether a canvas that was denoised is written again causally."""
+    if run.request.mode != "auto" or last is None or not event.steps:
+        return False
+    return is_rewritten(is_settled=all(last.finished_rows), mean_entropy=last.mean_entropy)
 
 
 def _committed(event: CommittedCanvas, last: DenoisingStep | None) -> Committed:

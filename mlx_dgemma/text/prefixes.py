@@ -8,7 +8,7 @@ Ids are integers that name what was read: of tokens, and of whatever else takes 
 """
 
 import threading
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -105,14 +105,19 @@ class PrefixStore:
         return finished(self.encode(model, ids, ends))
 
     def encode(
-        self, model: DiffusionGemma, ids: Sequence[int], ends: Collection[int]
+        self, model: DiffusionGemma, ids: Sequence[int], ends: Collection[int],
+        read: Callable[[mx.array], None] | None = None,
     ) -> Generator[Pause, None, tuple[PrefixCache, int]]:  # fmt: skip
-        """`prefix`, which gives way to others between chunks."""
-        cache, kept = self._restored(model, ids)
+        """`prefix`, which gives way to others between chunks.
+
+        `read` gets the hidden states behind the last end, chunk by chunk, (1, T, H): those of the last token always.
+        """
+        cache, kept = self._restored(model, ids if read is None else ids[:-1])
         cached = cache.length
         for end in sorted({*ends, len(ids)}):
             if end > cache.length:
-                yield from pauses(chunks(model, mx.array([list(ids[cache.length : end])]), cache))
+                part = mx.array([list(ids[cache.length : end])])
+                yield from pauses(chunks(model, part, cache, read=read if end == len(ids) else None))
             if end == cache.length and end in ends:
                 kept[end] = _windows(cache)
         self._keep(Entry(tuple(ids), _full(cache), _last(kept)), model)

@@ -17,6 +17,7 @@ Prompt = str | list[Message] | list[int]
 MAX_SEED = 2**63 - 1
 MAX_ALTERNATIVES = 100
 MAX_ROWS = 4  # texts that are written at a time
+MODES = ("diffusion", "causal", "auto")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Request:
         response_format: the form of the answer, as OpenAI's clients write it: {"type": "json_object"}, or {"type":
             "json_schema", "json_schema": {"schema": …, "strict": …}}; see `text.formats`.
         alternatives: how many of the likeliest tokens are told for each token of the text, 0 … 100.
+        mode: "diffusion" denoises canvases; "causal" writes one token after another with the same weights, as plain
+            Gemma does; "auto" denoises and goes on causally where that is better, see `text.routing`.
+        causal_log_p: whether the causal mode reads what was written, see `TextCanvas.causal_log_p`.
+        repair: whether tokens of a canvas that the causal mode does not believe are denoised again, see `text.repair`.
 
     Raises:
         DGemmaError: settings, a seed, a canvas, a number of samples, a choice or stop texts that are none.
@@ -92,6 +97,9 @@ class Request:
     stop: Sequence[str] = ()
     response_format: Mapping[str, Any] | None = None
     alternatives: int = 0
+    mode: str = "diffusion"
+    causal_log_p: bool = False
+    repair: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings, GenerationConfig):
@@ -104,12 +112,13 @@ class Request:
             raise DGemmaError(
                 f"alternatives must be an integer from 0 to {MAX_ALTERNATIVES}, got {self.alternatives!r}"
             )
-        for name in ("chat_template", "thinking", "parallel_tool_calls"):
+        for name in ("chat_template", "thinking", "parallel_tool_calls", "causal_log_p", "repair"):
             if type(vars(self)[name]) is not bool:
                 raise DGemmaError(f"{name} must be True or False, got {vars(self)[name]!r}")
         if not isinstance(self.canvas, CanvasPlan):
             CanvasPlan(given=self.canvas)
         self._check_conversation()
+        self._check_mode()
 
     def _check_conversation(self) -> None:
         """Raises DGemmaError for tools, a choice or stop texts that are none."""
@@ -121,6 +130,30 @@ class Request:
             raise DGemmaError(f"tool_choice is {self.tool_choice!r} and there are no tools; give some")
         if not isinstance(self.stop, list | tuple) or not all(isinstance(stop, str) and stop for stop in self.stop):
             raise DGemmaError(f"stop must be a list of texts that are not empty, got {self.stop!r}")
+
+    def _check_mode(self) -> None:
+        """Raises DGemmaError for a mode that is none, or does not go with the rest."""
+        if self.mode not in MODES:
+            raise DGemmaError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        others = {"response_format": self.response_format is not None, "samples": self.samples > 1}
+        for name in ("causal_log_p", "repair"):
+            for other, is_given in others.items():
+                if vars(self)[name] and is_given:
+                    raise DGemmaError(f"{name} does not go with {other}; leave one out")
+        if self.repair and self.alternatives:
+            raise DGemmaError("repair does not go with alternatives; leave one out")
+        others["canvas"] = self.plan != CanvasPlan()
+        others["a tool that has to be called"] = self.tool_choice not in ("auto", "none")
+        others["repair"] = self.repair
+        others["a token_choice of one's own"] = not isinstance(self.settings.token_choice, str)
+        for other, is_given in others.items():
+            if self.mode != "diffusion" and is_given:
+                raise DGemmaError(f"mode {self.mode!r} does not go with {other}; leave one out")
+
+    @property
+    def is_read_causally(self) -> bool:
+        """Whether the causal mode reads along, or writes."""
+        return self.causal_log_p or self.repair or self.mode != "diffusion"
 
     @property
     def plan(self) -> CanvasPlan:

@@ -17,7 +17,7 @@ from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.model.prefill import chunks
+from mlx_dgemma.model.prefill import chunks, last_state
 from mlx_dgemma.text.forced import callable_names, opening_of
 from mlx_dgemma.text.formats import Format, format_of, with_form
 from mlx_dgemma.text.grammar import fixed_texts
@@ -35,11 +35,19 @@ MAX_TOKENS = 8192  # of an answer whose length was not given
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A prompt that was encoded: its cache, the seconds that took, and how many of its tokens were remembered."""
+    """A prompt that was encoded.
+
+    Attributes:
+        cache: what there is of it.
+        seconds: that encoding took.
+        cached_tokens: how many of its tokens were remembered.
+        last: the hidden state behind its last token, (1, 1, H), for requests that read causally; None for others.
+    """
 
     cache: PrefixCache
     seconds: float
     cached_tokens: int
+    last: mx.array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +95,19 @@ class Run:
     def encode(self) -> Generator[Pause, None, Prefix]:
         """`prefix`, which gives way to others between chunks."""
         began, cached = time.perf_counter(), 0
+        last: list[mx.array] = []
+
+        def keep_last(hidden: mx.array) -> None:
+            last[:] = [last_state(hidden)]
+
+        read = keep_last if self.request.is_read_causally else None
         if self.prefixes is None:
             cache = self.model.make_cache()
-            yield from pauses(chunks(self.model, mx.array([self.ids]), cache))
+            yield from pauses(chunks(self.model, mx.array([self.ids]), cache, read=read))
         else:
             ends = turn_ends(self.tokenizer, self.ids)
-            cache, cached = yield from self.prefixes.encode(self.model, self.ids, ends)
-        return Prefix(cache, time.perf_counter() - began, cached)
+            cache, cached = yield from self.prefixes.encode(self.model, self.ids, ends, read)
+        return Prefix(cache, time.perf_counter() - began, cached, *last)
 
     def keep_turn(self, reply: Sequence[int], calls: Sequence[ToolCall]) -> None:
         """Keeps what the model wrote, up to the token that waits for the results of its calls."""

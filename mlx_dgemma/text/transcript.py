@@ -33,6 +33,9 @@ class Committed:
             token was given.
         alternatives: by position, the likeliest ids and their log-probabilities then; () if nobody asked.
         work: what the steps computed.
+        causal_log_p: of the tokens, by the causal mode; () if nobody asked.
+        is_causal: whether it is a span that was written causally.
+        goes_on: whether it belongs to the same canvas as the span before it.
     """
 
     tokens: list[int]
@@ -41,6 +44,9 @@ class Committed:
     entropy: list[float]
     alternatives: Sequence[Sequence[tuple[int, float]]] = ()
     work: Work = field(default_factory=Work)
+    causal_log_p: Sequence[float] = ()
+    is_causal: bool = False
+    goes_on: bool = False
 
 
 class Clock:
@@ -66,13 +72,14 @@ class Transcript:
     def __init__(self, run: Run, prefix: Prefix):
         self.run, self._prefix = run, prefix
         self.position = 0  # where the next canvas begins, in tokens of the text with all that is left out of it
-        self._count = self._steps = self.canvases = 0
+        self._count = self._steps = self._causal = self.canvases = 0
         self._given: Sequence[int | None] = run.given
         self._given_end = given_end(run.given, run.settings.stops)
         self._pad = None if run.tokenizer is None else run.tokenizer.pad_token_id
         self._reply = None if run.tokenizer is None else _Reading(run, run.tokenizer)
         self._work = Work()
-        self._previous: list[int] = []  # the last canvas
+        self._previous: list[int] = []  # the last canvas, or as much that was written causally
+        self._open: list[int] = []  # what was written causally behind that
         self._ids: list[int] = []  # all that belongs to the text, padding included
         self._called: list[ToolCall] = []
         self.clock = Clock()
@@ -98,10 +105,10 @@ class Transcript:
         """
         new, stopped = cut(canvas.tokens[:end], self.run.settings, self.position, self._given_end)
         reason = "stop" if stopped or self._is_empty(canvas) else None
-        if reason is None and canvas.steps and not may_repeat and repeats(canvas.tokens, self._previous):
-            reason, new = "repetition", [] if canvas.tokens == self._previous else new
+        previous = self._previous
+        if self._repeats(canvas) and reason is None and not may_repeat:
+            reason, new = "repetition", [] if canvas.tokens == previous else new
         reason = reason or ("length" if is_last else None)
-        self._previous = canvas.tokens
         reply = Reply(finish_reason=reason)
         if self._reply is not None:
             reply, new = self._reply.add(new, reason)
@@ -113,7 +120,9 @@ class Transcript:
         if reply.finish_reason == "tool_calls":
             self.run.keep_turn(self._ids, self._called)
         self._count += len(kept)
-        self._steps, self.canvases, self._work = self._steps + canvas.steps, self.canvases + 1, self._work + canvas.work
+        self._steps, self._work = self._steps + canvas.steps, self._work + canvas.work
+        self.canvases += not canvas.goes_on
+        self._causal += len(kept) if canvas.is_causal else 0
         return TextCanvas(
             canvas_index=self.canvases - 1,
             canvas=canvas.tokens,
@@ -125,6 +134,7 @@ class Transcript:
             log_p=canvas.log_p[:length],
             entropy=canvas.entropy[:length],
             alternatives=canvas.alternatives[:length],
+            causal_log_p=canvas.causal_log_p[:length],
             thought=reply.thought,
             tool_calls=reply.tool_calls,
             spoken=spoken,
@@ -152,7 +162,7 @@ class Transcript:
 
     def _is_empty(self, canvas: Committed) -> bool:
         """Whether a canvas that the model wrote holds nothing but padding: then no text follows."""
-        if self._pad is None or not canvas.steps or set(canvas.tokens) != {self._pad}:
+        if self._pad is None or not canvas.steps or canvas.is_causal or set(canvas.tokens) != {self._pad}:
             return False
         if any(self._is_given(i) for i in range(len(canvas.tokens))):
             return False
@@ -164,13 +174,28 @@ class Transcript:
             )
         return True
 
+    def _repeats(self, canvas: Committed) -> bool:
+        """Whether a canvas that was denoised goes in a loop, or as many tokens that were written causally do."""
+        if canvas.is_causal:
+            self._open = [*(self._open if canvas.goes_on else ()), *canvas.tokens]
+            if len(self._open) < self.run.model.config.canvas_length:
+                return False
+        tokens, self._open = (self._open if canvas.is_causal else canvas.tokens), []
+        is_loop = repeats(tokens, self._previous)
+        self._previous = tokens
+        return is_loop and (canvas.is_causal or canvas.steps > 0)
+
     def _stats(self) -> Stats:
         counts = self._count, self.canvases, self._steps
         measured = self.clock.seconds, mx.get_peak_memory()
         thoughts = 0 if self._reply is None else self._reply.parser.thought_tokens
         prefix, config = self._prefix, self.run.model.config
         work = self._work.full_steps(config.canvas_length, config.vocab_size) + COMMIT * (self.canvases - 1)
-        return Stats(len(self.run.ids), prefix.seconds, *counts, *measured, thoughts, prefix.cached_tokens, work)
+        work += COMMIT * self._causal / config.canvas_length  # their heads, a row each, are left out
+        known = thoughts, prefix.cached_tokens
+        return Stats(
+            len(self.run.ids), prefix.seconds, *counts, *measured, *known, full_steps=work, causal_tokens=self._causal
+        )
 
 
 class _Reading:

@@ -34,12 +34,15 @@ class Recorder:
         engine, request: what the run is of; a request with a noise source of its own is recorded without a seed.
 
     Raises:
-        DGemmaError: as `engine.prepare`, for a request that cannot be carried out; one with a `response_format`.
+        DGemmaError: as `engine.prepare`, for a request that cannot be carried out; one with a `response_format`,
+            another mode than diffusion, or one that is repaired.
     """
 
     def __init__(self, engine: Engine, request: Request):
         if request.response_format is not None:
             raise DGemmaError("an answer of a given form takes attempts that no trace can hold; leave one of them out")
+        if request.mode != "diffusion" or request.repair:
+            raise DGemmaError("a trace holds canvases as they were denoised; leave mode and repair out, or the trace")
         self._about: dict[str, Any] = {
             "prompt": request.prompt,
             "prompt_ids": np.array(engine.prepare(request).ids, np.int32),

@@ -36,9 +36,9 @@ class Watched:
     def __init__(self, monkeypatch):
         self.parts: list[list[int]] = []
 
-        def watched(model, tokens, cache):
+        def watched(model, tokens, cache, **options):
             self.parts.append(tokens[0].tolist())
-            return chunks(model, tokens, cache)
+            return chunks(model, tokens, cache, **options)
 
         monkeypatch.setattr(prefixes, "chunks", watched)
 
