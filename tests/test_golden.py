@@ -6,9 +6,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlx_dgemma import GenerationConfig, generate_samples, generate_text, load
+from mlx_dgemma.generate import main
 
 GOLDEN = Path(__file__).parent / "data" / "golden.json"
 CASES = [
@@ -47,6 +49,48 @@ def pair():
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_the_output_is_what_it_was(pair, number):
     assert outcome(pair, **CASES[number]) == json.loads(GOLDEN.read_text())[number]
+
+
+# What the forms held before a step could leave something out, and what has been added since, which is documented.
+ARRAYS = {
+    "about", "canvas", "draft", "entropy", "log_p", "accepted", "clamped", "canvas_index", "step", "remaining",
+    "temperature", "accepted_count", "mean_entropy", "finished", "seconds", "elapsed", "prompt_ids",
+}  # fmt: skip
+ABOUT = {
+    "format", "version", "prompt", "settings", "seed", "model_id", "versions", "finish_reason", "committed", "pieces",
+    "plan",
+}  # fmt: skip
+SETTINGS = {
+    "max_new_tokens", "max_denoising_steps", "t_max", "t_min", "entropy_bound", "confidence_threshold",
+    "stability_threshold", "eos_token_id", "token_choice", "soft_embedding_cutoff",
+}  # fmt: skip
+STATS = {
+    "prompt_tokens", "prompt_seconds", "tokens", "canvases", "steps", "seconds", "peak_memory", "thought_tokens",
+    "cached_tokens",
+}  # fmt: skip
+ADDED = {"computed", "rows", "scored", "mixed"}
+
+
+def test_a_published_samplers_trace_holds_what_it_held(tmp_path):
+    path = tmp_path / "run.npz"
+    assert main(["--prompt", "roman 1994", "--seed", "5", "--quiet", "--trace", str(path)]) == 0
+    with np.load(path) as content:
+        assert set(content) == ARRAYS | ADDED and content["computed"].all()
+        about = json.loads(content["about"].tobytes())
+    assert set(about) == ABOUT and set(about["settings"]) == SETTINGS
+    assert set(about["committed"][0]["stats"]) == STATS | {"full_steps"}
+
+
+def test_json_of_a_published_sampler_holds_what_it_held(capsys):
+    assert main(["--prompt", "roman 1994", "--seed", "5", "--quiet", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == (
+        "model prompt seed text thought tool_calls tokens finish_reason stop_text fault steps_per_canvas log_p "
+        "entropy stats".split()
+    )
+    rates = {"prompt_tokens_per_second", "tokens_per_second", "tokens_per_forward"}
+    assert set(told["stats"]) == STATS | rates | {"full_steps", "work"}
+    assert told["stats"]["work"] == pytest.approx(told["stats"]["steps"] / told["stats"]["tokens"], rel=0.2)
 
 
 if __name__ == "__main__":

@@ -139,14 +139,15 @@ class GenerationConfig:
         return GenerationConfig(**{name: value for name, value in merged.items() if name not in unused})
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings in force, as JSON types: strategies of one's own as texts, without the numbers they replace."""
+        """The settings in force, as JSON types: strategies of one's own, and settling, as texts, without the numbers they replace."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, (_, numbers) in STRATEGIES.items():
             own = values.pop(name)
             if own is not None:
                 values = {n: value for n, value in values.items() if n not in numbers} | {name: repr(own)}
-        if self.settling is None:  # as it was before there was any
-            del values["settling"]
+        settling = values.pop("settling")
+        if settling is not None:  # it is left out otherwise, as it was before there was any
+            values["settling"] = repr(settling)
         if not self.fast:
             del values["fast"]
         choice = self.token_choice

@@ -7,6 +7,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -17,7 +18,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.text.events import Stats
 from mlx_dgemma.text.request import CanvasPlan
 
-FORMAT, VERSION = "mlx-dgemma trace", 1
+FORMAT, VERSION = "mlx-dgemma trace", 2
 ARRAYS = {  # what the file holds: the dtype, and the axes: S steps, B rows, C positions, P prompt tokens
     "canvas": (np.int32, "SBC"),
     "draft": (np.int32, "SBC"),
@@ -35,7 +36,12 @@ ARRAYS = {  # what the file holds: the dtype, and the axes: S steps, B rows, C p
     "seconds": (np.float64, "S"),
     "elapsed": (np.float64, "S"),
     "prompt_ids": (np.int32, "P"),
+    "computed": (np.bool_, "SC"),
+    "rows": (np.int64, "S"),
+    "scored": (np.int64, "S"),
+    "mixed": (np.int64, "S"),
 }
+METER = ("rows", "scored", "mixed")  # the fields of `Work`; with `computed`, what traces of version 1 have not
 ABOUT = ("prompt", "settings", "seed", "model_id", "versions", "finish_reason")
 # what reading a cut-off or altered archive raises, in zipfile, its decompressors, NumPy and json
 DAMAGE = (
@@ -91,7 +97,8 @@ def read(file: BinaryIO, path: str | Path) -> dict[str, Any]:
             raise DGemmaError(
                 f"{path} is a trace of version {about['version']}, this package reads {VERSION}; upgrade mlx-dgemma"
             )
-        arrays = {name: content[name] for name in ARRAYS}
+        added = {} if about["version"] > 1 else _before_the_meter(content)
+        arrays = {name: content[name] for name in ARRAYS if name not in added} | added
     _check_arrays(arrays)
     _check_about(about)
     return {
@@ -101,6 +108,13 @@ def read(file: BinaryIO, path: str | Path) -> dict[str, Any]:
         "pieces": {_count(token): _text(piece) for token, piece in about["pieces"]},
         "plan": _plan(**about.get("plan", {})),
     }
+
+
+def _before_the_meter(content: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What traces of version 1 did not hold: every position was computed, what that took is not known."""
+    steps, _, positions = content["accepted"].shape
+    nothing = {name: np.zeros(steps, np.int64) for name in METER}
+    return {"computed": np.ones((steps, positions), np.bool_), **nothing}
 
 
 def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
@@ -115,6 +129,8 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
     index = arrays["canvas_index"]
     is_run = sizes["S"] and sizes["B"] and sizes["C"] and index[0] >= 0 and (np.diff(index) >= 0).all()
     _expect(bool(is_run), "its steps are not those of a run")
+    is_count = all(((arrays[name] >= 0) & (arrays[name] < _COUNTABLE)).all() for name in METER)
+    _expect(is_count, "what its steps computed is no count")
 
 
 def _check_about(about: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ recorder.trace().save("run.npz")
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -110,6 +111,8 @@ class Recorder:
 def _host(event: DenoisingStep, seconds: float, elapsed: float) -> dict[str, Any]:
     """A step's part of every array of a trace, copied off the device."""
     accepted = np.array(event.accepted)
+    computed = np.full(accepted.shape[1], event.computed is None)
+    computed[list(event.computed or ())] = True
     return {
         "canvas": np.array(event.canvas),
         "draft": np.array(event.draft),
@@ -126,6 +129,8 @@ def _host(event: DenoisingStep, seconds: float, elapsed: float) -> dict[str, Any
         "finished": event.finished,
         "seconds": seconds,
         "elapsed": elapsed,
+        "computed": computed,
+        **asdict(event.work),
     }
 
 

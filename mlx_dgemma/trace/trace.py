@@ -16,12 +16,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
+from mlx_dgemma.diffusion.work import Work
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import open_file, write_whole
 from mlx_dgemma.model import host
 from mlx_dgemma.text.events import TextCanvas
 from mlx_dgemma.text.request import CanvasPlan, Prompt
-from mlx_dgemma.trace.contents import ABOUT, ARRAYS, DAMAGE, FORMAT, VERSION, Committed, read
+from mlx_dgemma.trace.contents import ABOUT, ARRAYS, DAMAGE, FORMAT, METER, VERSION, Committed, read
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +46,12 @@ class Trace:
         seconds: that the step took, (S,) float64; a canvas's first step includes encoding what comes before it (the
             prompt, or the canvas before).
         elapsed: seconds from the start of the recording to the end of the step, (S,) float64.
+        computed: positions that the step computed, the others had settled or were not there yet, (S, C) bool.
+        rows, scored, mixed: what it computed, see `diffusion.work.Work`, (S,) int64; 0 in traces older than the meter.
         prompt: as it was given: a text, chat messages, or token ids.
         prompt_ids: the prompt's token ids, (P,) int32.
         settings: every field of the GenerationConfig that was in force; `GenerationConfig(**settings)` is it, unless
-            strategies of one's own stand there as texts, which no longer have the numbers they replace.
+            strategies of one's own, or settling, stand there as texts, without the numbers that they replace.
         seed: of the noise; None for a noise source of the caller's.
         model_id: the checkpoint's folder or hub repository, or "embedded".
         versions: of mlx-dgemma and mlx, by name.
@@ -73,6 +76,10 @@ class Trace:
     finished: np.ndarray
     seconds: np.ndarray
     elapsed: np.ndarray
+    computed: np.ndarray
+    rows: np.ndarray
+    scored: np.ndarray
+    mixed: np.ndarray
     prompt: Prompt
     prompt_ids: np.ndarray
     settings: dict[str, Any]
@@ -140,18 +147,19 @@ def replay(trace: Trace, speed: float | None = None) -> Iterator[DenoisingStep |
 
 
 def _replay(trace: Trace, speed: float | None) -> Iterator[DenoisingStep | TextCanvas | CommittedCanvas]:
-    committed = {canvas.canvas_index: canvas for canvas in trace.committed}
+    committed, work = {canvas.canvas_index: canvas for canvas in trace.committed}, Work()
     for index in range(len(trace.step)):
         if speed is not None:
             time.sleep(trace.seconds[index] / speed)
         event = _step(trace, index)
+        work = event.work if event.step == 1 else work + event.work
         yield event
         if event.finished and event.canvas_index in committed:
-            yield _canvas(committed[event.canvas_index], event)
+            yield _canvas(committed[event.canvas_index], event, work)
 
 
 def _step(trace: Trace, index: int) -> DenoisingStep:
-    clamped = trace.clamped[index]
+    clamped, computed = trace.clamped[index], trace.computed[index]
     return DenoisingStep(
         canvas_index=int(trace.canvas_index[index]),
         step=int(trace.step[index]),
@@ -166,12 +174,14 @@ def _step(trace: Trace, index: int) -> DenoisingStep:
         mean_entropy=float(trace.mean_entropy[index]),
         finished=bool(trace.finished[index]),
         clamped=mx.array(clamped) if clamped.any() else None,
+        computed=None if computed.all() else tuple(np.flatnonzero(computed).tolist()),
+        work=Work(*(int(vars(trace)[name][index]) for name in METER)),
     )
 
 
-def _canvas(canvas: Committed, last: DenoisingStep) -> TextCanvas | CommittedCanvas:
+def _canvas(canvas: Committed, last: DenoisingStep, work: Work) -> TextCanvas | CommittedCanvas:
     if canvas.stats is None:
-        return CommittedCanvas(canvas.canvas_index, last.draft, canvas.steps)
+        return CommittedCanvas(canvas.canvas_index, last.draft, canvas.steps, work)
     ids, count = host.ints(last.draft[0]), canvas.token_count
     return TextCanvas(
         canvas.canvas_index, ids, ids[:count], canvas.text, canvas.steps, canvas.finish_reason, canvas.stats,

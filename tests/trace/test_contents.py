@@ -51,6 +51,12 @@ def test_fields_that_no_run_has(tmp_path, about):
     assert "is damaged" in refused(written(tmp_path / "t.npz", traces.recorded(), **about))
 
 
+@pytest.mark.parametrize("count", [-1, 2**63 - 1])
+def test_a_meter_that_no_run_has(tmp_path, count):
+    arrays = traces.recorded() | {"rows": np.full_like(traces.recorded()["rows"], count)}
+    assert "what its steps computed is no count" in refused(written(tmp_path / "t.npz", arrays))
+
+
 @pytest.mark.parametrize("axis", "SBC")
 def test_runs_of_nothing(tmp_path, axis):
     arrays = dict(traces.recorded())

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Request, load
 from mlx_dgemma.diffusion.canvas import generate_canvases
 from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
+from mlx_dgemma.diffusion.settling import Settling
+from mlx_dgemma.diffusion.work import Work
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.text.events import TextCanvas
-from mlx_dgemma.trace.contents import ARRAYS
+from mlx_dgemma.trace.contents import ARRAYS, METER
 from mlx_dgemma.trace.recorder import Recorder, record
 from mlx_dgemma.trace.trace import Trace, load_trace, replay
 from tests.conftest import CANVAS, ReplayedNoise
@@ -142,6 +144,31 @@ def test_a_trace_from_before_there_were_plans_loads(saved, tmp_path):
     assert load_trace(path).plan == CanvasPlan() and load_trace(path).text == load_trace(saved).text
 
 
+def test_a_trace_from_before_the_meter_loads(saved, tmp_path):
+    path = altered(saved, tmp_path / "old.npz", about={"version": 1}, dropped=["computed", *METER])
+    old, new = load_trace(path), load_trace(saved)
+    assert old.computed.shape == (len(old.step), 64) and old.computed.all() and old.text == new.text
+    assert all(
+        event.computed is None and event.work == Work() for event in replay(old) if isinstance(event, DenoisingStep)
+    )
+    assert new.rows.tolist() == [64] * len(new.step)
+    assert "is damaged" in refused(altered(path, tmp_path / "x.npz", about={"version": 2}))
+
+
+def test_what_settled_is_kept(embedded, tmp_path):
+    settings = GenerationConfig(settling=Settling(start=0.25))
+    engine, request = Engine(*embedded, "embedded"), Request(PROMPT, settings=settings, seed=3)
+    recorder = Recorder(engine, request)
+    events = list(record(engine.stream(request), recorder))
+    recorder.trace().save(tmp_path / "t.npz")
+    trace = load_trace(tmp_path / "t.npz")
+    for event, other in zip(events, replay(trace), strict=True):
+        assert_same(event, other)
+    np.testing.assert_array_equal(trace.computed.sum(1), trace.rows)  # of one row of a batch
+    assert trace.rows[0] == 16 and len(set(trace.rows.tolist())) > 2
+    assert (trace.scored % trace.rows == 0).all() and trace.mixed[-1] <= trace.scored[-1]
+
+
 def test_replay_at_a_speed_waits_as_long(run, monkeypatch):
     naps = []
     monkeypatch.setattr(time, "sleep", naps.append)
@@ -179,9 +206,9 @@ def test_foreign_files(tmp_path):
     assert "is not a trace" in refused(path)
 
 
-def altered(saved: Path, path: Path, about=None, without=(), **arrays) -> Path:
+def altered(saved: Path, path: Path, about=None, without=(), dropped=(), **arrays) -> Path:
     with np.load(saved) as content:
-        new = dict(content)
+        new = {name: array for name, array in content.items() if name not in dropped}
     new |= arrays
     said = json.loads(new["about"].tobytes()) | (about or {})
     kept = {name: value for name, value in said.items() if name not in without}
@@ -191,8 +218,8 @@ def altered(saved: Path, path: Path, about=None, without=(), **arrays) -> Path:
 
 
 def test_a_newer_version_says_upgrade(saved, tmp_path):
-    path = altered(saved, tmp_path / "x.npz", about={"version": 2})
-    assert "is a trace of version 2, this package reads 1; upgrade mlx-dgemma" in refused(path)
+    path = altered(saved, tmp_path / "x.npz", about={"version": 3})
+    assert "is a trace of version 3, this package reads 2; upgrade mlx-dgemma" in refused(path)
 
 
 def test_contents_that_do_not_fit_together(saved, tmp_path):
