@@ -9,7 +9,7 @@ from benchmarks.roofline import RECIPES
 from mlx_dgemma.bench.chips import CHIPS
 from mlx_dgemma.bench.predictions import predicted, prediction_table, reference_work, row_counts, rows_table, step_ratio
 from mlx_dgemma.bench.roofline import Widths, main, step_stages, tiled_share
-from tests.bench.test_roofline import PUBLISHED
+from tests.bench.test_roofline import PAGE, PUBLISHED
 
 FOUR = RECIPES["4-bit"]
 
@@ -69,3 +69,8 @@ def test_tables_have_a_row_per_chip():
     for table in (rows_table(PUBLISHED, FOUR, 1024), prediction_table(PUBLISHED, FOUR, 1024, [1, 0.5])):
         assert [line.split(" | ")[0][2:] for line in table.splitlines()[3:]] == [chip.name for chip in CHIPS]
         assert "nan" not in table
+
+
+def test_the_page_has_the_tables():
+    for table in (rows_table(PUBLISHED, FOUR, 1024), prediction_table(PUBLISHED, FOUR, 1024, [1, 0.5, 1 / 3])):
+        assert table in PAGE
