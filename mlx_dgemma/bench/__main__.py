@@ -20,6 +20,7 @@ from mlx_dgemma.terminal.options import add_model
 
 if TYPE_CHECKING:
     from mlx_dgemma.bench.measure import Report
+    from mlx_dgemma.bench.rows import ActiveRows
 
 MIN_STEPS = 3  # the first and the last step of a canvas do less than the others, and do not count
 
@@ -127,7 +128,14 @@ def table(report: "Report") -> str:
         ("  prefix", _size(r.cache_bytes)),
         ("  transient", _size(r.transient_bytes), "while denoising, beyond these two"),
     )  # fmt: skip
-    return "\n".join(f"{name:<14}{'  '.join(cells)}".rstrip() for name, *cells in rows)
+    lines = [f"{name:<14}{'  '.join(cells)}".rstrip() for name, *cells in rows]
+    return "\n".join([*lines, "active rows", *(_active(own) for own in r.active_rows)])
+
+
+def _active(own: "ActiveRows") -> str:
+    """A line of those about fewer active rows."""
+    ratios = f"{own.step_ratio:.2f} of the step, {own.row_ratio:.2f} of the rows; floor {own.floor_ratio:.2f}"
+    return f"  {own.rows:<12}{_ms(own.step_ms)}  {ratios}"
 
 
 def _floor(milliseconds: float) -> str:

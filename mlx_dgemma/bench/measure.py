@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_dgemma.bench import machine
 from mlx_dgemma.bench.environment import environment
 from mlx_dgemma.bench.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
+from mlx_dgemma.bench.rows import ActiveRows, RowSteps, active_rows, measure_rows
 from mlx_dgemma.checkpoint.headers import by_target, read_headers
 from mlx_dgemma.checkpoint.loading import resolve
 from mlx_dgemma.diffusion.canvas import denoise_canvas
@@ -22,6 +23,8 @@ from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
 from mlx_dgemma.terminal.start import load_engine
+
+ROUNDS = 2  # of steps with fewer active rows, for each repetition
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Report:
         vocabulary_floor_ms: and the vocabulary stage.
         floor_ms: of a step, their sum; a bound as long as the weights are larger than the caches.
         percent_of_floor: floor_ms over step_ms; 100 would be perfect.
+        active_rows: steps that compute some rows of the canvas only, measured in turn.
         environment: what the figures depend on beside the checkpoint.
     """
 
@@ -78,6 +82,7 @@ class Report:
     vocabulary_floor_ms: float
     floor_ms: float
     percent_of_floor: float
+    active_rows: tuple[ActiveRows, ...]
     environment: dict[str, str]
 
 
@@ -124,6 +129,7 @@ def run_benchmark(options: Options) -> Report:
     prefill_seconds = median([bench.prefill() for _ in range(1 + options.repeat)][1:])
     peak = mx.get_peak_memory()
     layers, vocabulary, step, most = bench.steps()
+    rounds = bench.rows()
     return Report(
         model=options.model or "embedded", dtype=str(dtype).removeprefix("mlx.core."),
         device="cpu" if cpu.on_cpu() else "gpu", prompt_length=options.prompt_length,
@@ -136,6 +142,7 @@ def run_benchmark(options: Options) -> Report:
         gigabytes_per_second=chip.gigabytes_per_second, gigaflops=1000 * chip.teraflops,
         layers_floor_ms=1000 * (floor - vocabulary_floor), vocabulary_floor_ms=1000 * vocabulary_floor,
         floor_ms=1000 * floor, percent_of_floor=100 * floor / step,
+        active_rows=active_rows(config, widths, options.prompt_length, chip, rounds),
         environment=environment(),
     )  # fmt: skip
 
@@ -171,6 +178,11 @@ class _Bench:
                 vocabulary += [second for _, second in by_stage]
                 steps += times
         return median(layers), median(vocabulary), median(steps), peak
+
+    def rows(self) -> list[list[float]]:
+        """Seconds of steps with fewer active rows, by round."""
+        steps = RowSteps(ModelDenoiser(self.model, self.cache), self.noise, self.shape[1])
+        return measure_rows(steps, ROUNDS * self.options.repeat)
 
     def stages(self) -> list[tuple[float, float]]:
         """Seconds of the layers and of the vocabulary stage in the steps of a canvas, each evaluated by itself."""

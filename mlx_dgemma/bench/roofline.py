@@ -27,6 +27,7 @@ from mlx_dgemma.terminal.cli import Parser, exit_code
 FLOAT_BITS = 16
 GROUP_SIZE = 64  # of --bits: affine, with a scale and a bias per group
 VOCABULARY_STAGES = ("vocabulary scores", "soft embeddings")  # after the layers; the other stages are theirs
+_WORK_HELP = "work per committed token to predict for, as shares of the reference's (default: 1 0.5 0.333)"
 PARTS = ("attention", "dense", "experts", "router", "self_conditioning", "embedding")
 
 
@@ -99,7 +100,24 @@ def touched_experts(experts: int, picks: int) -> float:
     return experts * (1 - (1 - 1 / experts) ** picks)
 
 
-def step_stages(config: ModelConfig, widths: Widths, prefix: int, canvas: int | None = None) -> tuple[Stage, ...]:
+def tiled_share(experts: int, picks: int, tile: int) -> float:
+    """Rows that experts compute in whole tiles, over their picks, uniform and independent: at least 1.
+
+    An expert with n rows computes ⌈n / tile⌉ tiles, n binomial; the rest of its last one is multiplied for nothing.
+    """
+    if tile == 1 or experts == 1:
+        return -(-picks // tile) * tile / picks
+    chance, tiles = math.log(1 / experts), 0.0
+    for n in range(1, picks + 1):
+        ways = math.lgamma(picks + 1) - math.lgamma(n + 1) - math.lgamma(picks - n + 1)
+        tiles += -(-n // tile) * math.exp(ways + n * chance + (picks - n) * math.log1p(-1 / experts))
+    return experts * tiles * tile / picks
+
+
+def step_stages(
+    config: ModelConfig, widths: Widths, prefix: int, canvas: int | None = None, *, rows: int | None = None,
+    tile: int = 1,
+) -> tuple[Stage, ...]:  # fmt: skip
     """One denoising step that gets soft embeddings and makes new ones.
 
     Args:
@@ -107,22 +125,27 @@ def step_stages(config: ModelConfig, widths: Widths, prefix: int, canvas: int | 
         widths: bits per weight, of each part.
         prefix: tokens encoded before the canvas.
         canvas: its length in tokens; by default the model's.
+        rows: how many of its positions go through body and vocabulary; by default all. Weights, keys and values are
+            read as a whole all the same, but for experts that nobody picks.
+        tile: rows of one expert that are multiplied at a time, full or not; 1 counts no empty ones.
     """
     c = canvas or config.canvas_length
+    r = c if rows is None else rows
     weights = dict.fromkeys(PARTS, 0)
     for module in _modules(config):
         weights[module.part] += module.weights
-    touched = touched_experts(config.num_experts, c * config.top_k_experts) / config.num_experts
+    touched = touched_experts(config.num_experts, r * config.top_k_experts) / config.num_experts
     active = config.top_k_experts / config.num_experts
+    active *= tiled_share(config.num_experts, r * config.top_k_experts, tile)
 
     def product(name: str, count: float, bits_per_weight: float, read: float = 1.0, used: float = 1.0) -> Stage:
-        return Stage(name, 2 * c * count * used, count * bits_per_weight / 8 * read)
+        return Stage(name, 2 * r * count * used, count * bits_per_weight / 8 * read)
 
     return (
         product("self-conditioning MLP", weights["self_conditioning"], widths.self_conditioning),
         product("attention projections", weights["attention"], widths.attention),
-        _scores("attention, sliding layers", config, (prefix, c), widths.cache, sliding=True),
-        _scores("attention, full layers", config, (prefix, c), widths.cache, sliding=False),
+        _scores("attention, sliding layers", config, (prefix, c, r), widths.cache, sliding=True),
+        _scores("attention, full layers", config, (prefix, c, r), widths.cache, sliding=False),
         product("dense MLP", weights["dense"], widths.dense),
         product("router", weights["router"], widths.router),
         product("experts", weights["experts"], widths.experts, touched, active),
@@ -140,14 +163,14 @@ def tokens_per_second(canvas: int, steps: float, step_seconds: float) -> float:
     return canvas / (steps * step_seconds)
 
 
-def _scores(name: str, config: ModelConfig, lengths: tuple[int, int], bits: float, *, sliding: bool) -> Stage:
+def _scores(name: str, config: ModelConfig, lengths: tuple[int, int, int], bits: float, *, sliding: bool) -> Stage:
     """q kᵀ and p v of the layers of one kind; keys and values at the width of activations."""
-    prefix, c = lengths
+    prefix, c, r = lengths
     flops = nbytes = 0.0
     for layer in config.layers:
         if (layer.window is not None) == sliding:
             seen = c + (prefix if layer.window is None else min(prefix, layer.window - 1))
-            flops += 2 * 2 * c * config.num_attention_heads * layer.head_dim * seen
+            flops += 2 * 2 * r * config.num_attention_heads * layer.head_dim * seen
             nbytes += 2 * layer.num_key_value_heads * layer.head_dim * seen * bits / 8
     return Stage(name, flops, nbytes)
 
@@ -225,6 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", metavar="M", help="checkpoint folder or hub repository (default: the embedded checkpoint)")
     add("--prefix", type=int, default=1024, metavar="N", help="tokens before the canvas (default: 1024)")
     add("--bits", type=int, choices=(4, 8, 16), help="of the experts' weights (default: as the checkpoint has them)")
+    add("--work", type=float, nargs="+", default=[1.0, 0.5, 1 / 3], metavar="S", help=_WORK_HELP)
     add("--steps", type=int, default=16, metavar="N", help="denoising steps per canvas, for tokens/s (default: 16)")
     return parser
 
@@ -238,6 +262,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if not all(0 < share <= 1 for share in args.work):
+        parser.error("--work must be shares above 0 and at most 1")
     if args.prefix < 0 or args.steps < 1:
         parser.error("--prefix must be at least 0 and --steps at least 1")
     return args
@@ -255,7 +281,10 @@ def run(args: argparse.Namespace) -> int:
     bits = f"{widths.experts:.3g} bits per expert weight, {widths.attention:.3g} in attention"
     print(f"One denoising step: canvas {config.canvas_length}, prefix {args.prefix}, {bits}\n")
     print(stage_table(stages), end="\n\n")
-    print(chip_table(stages, config.canvas_length, args.steps))
+    print(chip_table(stages, config.canvas_length, args.steps), end="\n\n")
+    from mlx_dgemma.bench.predictions import page  # it builds on this module
+
+    print(page(config, widths, args.prefix, args.work))
     return 0
 
 

@@ -8,15 +8,21 @@ import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
+from mlx_dgemma import Engine
 from mlx_dgemma.bench import machine
 from mlx_dgemma.bench.__main__ import main, table
 from mlx_dgemma.bench.chips import Chip
 from mlx_dgemma.bench.measure import Options, Report, run_benchmark
 from mlx_dgemma.bench.roofline import Widths, floor_seconds, step_stages
+from mlx_dgemma.bench.rows import RowSteps, measure_rows
 from mlx_dgemma.checkpoint.loading import EMBEDDED
+from mlx_dgemma.diffusion.denoiser import ModelDenoiser
+from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.model.prefill import prefill
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,10 +86,34 @@ def test_a_longer_prompt_has_a_larger_prefix(report, monkeypatch):
     assert longer.prompt_length == 400 and longer.cache_bytes > report.cache_bytes
 
 
+def test_steps_with_fewer_rows_stand_beside_the_full_one(report):
+    full, *fewer = report.active_rows
+    assert [own.rows for own in report.active_rows] == [64, 48, 32, 24, 16, 8]
+    assert (full.step_ratio, full.floor_ratio, full.row_ratio) == (1, 1, 1)
+    assert full.floor_ms == pytest.approx(report.floor_ms)
+    for own in fewer:
+        assert own.gigaflop == pytest.approx(own.row_ratio * full.gigaflop)
+        assert own.row_ratio <= own.floor_ratio <= 1 and own.megabytes <= full.megabytes
+        assert own.floor_ratio == pytest.approx(own.floor_ms / full.floor_ms)
+        assert own.step_ms > 0 and own.step_ratio > 0
+
+
+def test_a_step_computes_as_many_rows_as_are_asked_for(monkeypatch):
+    engine, seen = Engine.load(), []
+    cache = engine.model.make_cache()
+    prefill(engine.model, mx.array([[5, 6, 7]]), cache)
+    real = engine.model.denoise_hidden
+    monkeypatch.setattr(engine.model, "denoise_hidden", lambda *a: seen.append(a[0].shape[1]) or real(*a))
+    steps = RowSteps(ModelDenoiser(engine.model, cache), SeededNoise(0, engine.model.config.vocab_size), 64)
+    rounds = measure_rows(steps, 2)
+    assert len(rounds) == 2 and seen == [64, 64, *[64, 48, 32, 24, 16, 8] * 3]
+
+
 def test_the_table_names_every_figure(report):
     lines = {line[:14].strip(): line[14:] for line in table(report).splitlines()}
     figures = "prefill,step,layers,vocabulary,rest,speed,peak memory,weights,prefix,transient".split(",")
-    assert list(lines) == ["model", "runs on", *report.environment, *figures]
+    counts = [str(own.rows) for own in report.active_rows]
+    assert list(lines) == ["model", "runs on", *report.environment, *figures, "active rows", *counts]
     assert f"{report.step_ms:.2f} ms" in lines["step"] and f"floor {report.floor_ms:.2f} ms" in lines["step"]
     assert "10.0 GB/s, 1,000 GFLOP/s" in lines["runs on"] and "40 tokens" in lines["prefill"]
     assert lines["weights"].strip() == f"{report.weight_bytes / 1e6:.2f} MB"
