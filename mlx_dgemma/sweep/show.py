@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+SPARE = ("tokens per forward", "p (McNemar)")  # columns that a narrow terminal can do without
+
+
 def show(lines: list[Line], grid: Grid, title: str) -> None:
     """Prints it; on a terminal below a title, which holds the settings that all points share."""
     if not sys.stdout.isatty():
@@ -35,19 +38,40 @@ def show_table(cells: tuple[list[str], list[list[str]]], title: str) -> None:
 
 
 def drawn(header: list[str], cells: list[list[str]], width: int) -> "Table":
-    """For a terminal; where it is too narrow, headers and names of tasks break, and figures do not."""
+    """For a terminal; where it is too narrow, headers and names of tasks break, then columns go; figures stay whole."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
-    if sum(_needed([header, *cells])) + 2 * len(header) > width:
-        header = [name.replace("_", "_\n").replace(" ", "\n").replace("\n%", " %") for name in header]
-        task = header.index("task")
-        cells = [[c.replace(" with ", "\nwith ") if i == task else c for i, c in enumerate(row)] for row in cells]
+    if _width(header, cells) > width:
+        for name in SPARE:
+            header, cells = _without(name, header, cells) if _broken_width(header, cells) > width else (header, cells)
+        header, cells = _broken(header, cells)
     columns = [Column(name, min_width=least) for name, least in zip(header, _needed([header, *cells]), strict=True)]
     made = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for row in cells:
         made.add_row(*row)
     return made
+
+
+def _broken(header: list[str], cells: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """With line breaks in headers and names of tasks."""
+    task = header.index("task")
+    cells = [[c.replace(" with ", "\nwith ") if i == task else c for i, c in enumerate(row)] for row in cells]
+    return [name.replace("_", "_\n").replace(" ", "\n").replace("\n%", " %") for name in header], cells
+
+
+def _without(name: str, header: list[str], cells: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns but for one."""
+    kept = [i for i, own in enumerate(header) if own != name]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in cells]
+
+
+def _broken_width(header: list[str], cells: list[list[str]]) -> int:
+    return _width(*_broken(header, cells))
+
+
+def _width(header: list[str], cells: list[list[str]]) -> int:
+    return sum(_needed([header, *cells])) + 2 * len(header)
 
 
 def _needed(rows: list[list[str]]) -> list[int]:
