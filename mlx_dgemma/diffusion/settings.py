@@ -139,7 +139,10 @@ class GenerationConfig:
         return GenerationConfig(**{name: value for name, value in merged.items() if name not in unused})
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings in force, as JSON types: strategies of one's own, and settling, as texts, without the numbers they replace."""
+        """The settings in force, as JSON types.
+
+        Strategies of one's own, and settling, stand there as texts, without the numbers they replace.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, (_, numbers) in STRATEGIES.items():
             own = values.pop(name)
