@@ -93,7 +93,7 @@ def figures(result: GenerationResult) -> str:
     stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
     cached = f"{stats.cached_tokens} of {stats.prompt_tokens} cached"
     speed = f"{stats.tokens} tokens · {stats.tokens_per_second:.1f} tokens/s"
-    return f"{speed} · steps {steps} · {cached} · {result.finish_reason}"
+    return f"{speed} · steps {steps} · work {stats.work:.3f} · {cached} · {result.finish_reason}"
 
 
 def dim(text: str) -> None:

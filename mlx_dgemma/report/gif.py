@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.report.layout import ADVANCE, Frame, Grid, frames, glyphs, grid, headline, origin, place
-from mlx_dgemma.report.svg import CLASSES, LIGHT
+from mlx_dgemma.report.svg import CLASSES, LIGHT, colour_of
 from mlx_dgemma.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _canvas(draw: "ImageDraw", frame: Frame, cells: Grid, corner: tuple[float, f
     for glyph in glyphs(frame, cells.columns):
         x = left + (glyph.column + glyph.width / 2) * cells.pitch
         base = top + (glyph.row + 0.5) * cells.leading + 0.35 * cells.font
-        colour = COLOURS["clamped" if glyph.clamped else f"l{glyph.level}"]
+        colour = COLOURS[colour_of(glyph.level, glyph.clamped)]
         draw.text((x, base), glyph.text, colour, font, "ms")
         if glyph.clamped:
             half, below = glyph.width * cells.pitch / 2, base + 0.25 * cells.font
@@ -90,7 +90,7 @@ def _palette() -> "Image":
 
     paper = ImageColor.getrgb(COLOURS["panel"])
     shades = []
-    for name in ("l0", "clamped"):  # the greys lie between paper and ink
+    for name in ("l0", "clamped", "settled"):  # the greys lie between paper and ink
         ink = ImageColor.getrgb(COLOURS[name])
         for shade in range(SHADES):
             shades += [round(p + (i - p) * shade / (SHADES - 1)) for p, i in zip(paper, ink, strict=True)]

@@ -23,7 +23,8 @@ def frames(trace: Trace) -> list[Frame]:
     texts.update((token, PADDING) for token, piece in trace.pieces.items() if piece == "<pad>")
     for step in range(len(trace.step)):
         clamped = trace.clamped[step, 0].tolist()
-        states = levels(trace.entropy[step, 0].tolist(), trace.accepted[step, 0].tolist(), clamped)
+        rested = (~trace.computed[step]).tolist()
+        states = levels(trace.entropy[step, 0].tolist(), trace.accepted[step, 0].tolist(), clamped, rested)
         shown = drawn(trace.draft[step, 0].tolist(), states, clamped, texts, ends)
         cells = [DOT if cell[0] == PADDING else cell for cell in shown]
         while cells and cells[-1] == DOT:
@@ -38,7 +39,7 @@ def chosen(shown: list[Frame], count: int = 4) -> list[int]:
     differ[-1] = len(shown) - 1  # the last step stands for those before it that look the same
     if len(differ) <= count:
         return differ
-    doubts = [sum(level for text, level, _ in shown[i] if text != FILLER) for i in differ]
+    doubts = [sum(max(level, 0) for text, level, _ in shown[i] if text != FILLER) for i in differ]
     picked = [0]
     for part in range(1, count - 1):
         wanted = doubts[0] + (doubts[-1] - doubts[0]) * part / (count - 1)
@@ -54,7 +55,7 @@ class Glyph:
     Attributes:
         text: what is drawn.
         column, row, width: in cells; wide characters take two columns.
-        level: 0 if accepted or clamped, else how uncertain, as in `levels`.
+        level: 0 if accepted or clamped, SETTLED, else how uncertain, as in `levels`.
         clamped: whether a steered canvas keeps it fixed.
     """
 

@@ -23,8 +23,8 @@ from mlx_dgemma.trace.trace import Trace
 from mlx_dgemma.web import SHARED, STYLE, asset, inlined
 
 _SCRIPTS = ("data.js", "legend.js", "tokens.js", "tooltip.js", "heatmap.js", "curves.js", "page.js")
-_SERIES = ("canvas_index", "step", "remaining", "temperature", "accepted_count", "mean_entropy", "seconds")
-_CELLS = {"canvas": "<i4", "draft": "<i4", "entropy": "<f4", "accepted": "u1", "clamped": "u1"}
+_SERIES = ("canvas_index", "step", "remaining", "temperature", "accepted_count", "mean_entropy", "seconds", "rows")
+_CELLS = {"canvas": "<i4", "draft": "<i4", "entropy": "<f4", "accepted": "u1", "clamped": "u1", "computed": "u1"}
 
 
 def write_report(trace: Trace, path: str | Path) -> None:

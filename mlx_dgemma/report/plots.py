@@ -11,7 +11,7 @@ import numpy as np
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.report.layout import headline, origin
-from mlx_dgemma.report.texts import SCALE
+from mlx_dgemma.report.texts import SCALE, has_settled
 from mlx_dgemma.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEAT = ["#fbfaf7", "#f7e3ae", "#f0a55c", "#d4524c", "#74255a"]  # the page's, on paper
-REJECTED, ACCEPTED, CLAMPED, INK, MUTED = "#e7e2d8", "#23698a", "#2c7a46", "#24211c", "#696359"
+REJECTED, ACCEPTED, CLAMPED, SETTLED = "#e7e2d8", "#23698a", "#2c7a46", "#a9cbdb"
+INK, MUTED = "#24211c", "#696359"
 DPI = 150
 
 
@@ -57,7 +58,8 @@ def heat_map(trace: Trace, row: int = 0) -> "Figure":
     from matplotlib.patches import Patch
 
     entropy = trace.entropy[:, row].T  # (C, S)
-    state = np.where(trace.clamped[:, row], 2, trace.accepted[:, row]).T
+    settled = trace.accepted[:, row] & ~trace.computed
+    state = np.where(trace.clamped[:, row], 2, np.where(settled, 3, trace.accepted[:, row])).T
     figure, axes = _figure(trace, 2, (9, 8))
     extent = (0.5, len(trace.step) + 0.5, entropy.shape[0] - 0.5, -0.5)
     colours = LinearSegmentedColormap.from_list("heat", HEAT).with_extremes(bad="#808080")
@@ -67,11 +69,12 @@ def heat_map(trace: Trace, row: int = 0) -> "Figure":
     image = axes[0].imshow(entropy, colours, norm, aspect="auto", interpolation="nearest", extent=extent)
     bar = figure.colorbar(image, ax=axes[0], label="entropy, nats", pad=0.015, ticks=SCALE)
     bar.ax.set_yticklabels([*(f"{nats:g}" for nats in SCALE[:-1]), f"≥ {SCALE[-1]:g}"])
-    states = ListedColormap([REJECTED, ACCEPTED, CLAMPED])
-    axes[1].imshow(state, states, vmin=-0.5, vmax=2.5, aspect="auto", interpolation="nearest", extent=extent)
+    states = ListedColormap([REJECTED, ACCEPTED, CLAMPED, SETTLED])
+    axes[1].imshow(state, states, vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest", extent=extent)
     marks = [Patch(color=ACCEPTED, label="accepted"), Patch(facecolor=REJECTED, edgecolor=MUTED, label="not accepted")]
     marks += [Patch(color=CLAMPED, label="clamped")] * bool(trace.clamped.any())
-    axes[1].legend(handles=marks, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, borderaxespad=0.2)
+    marks += [Patch(color=SETTLED, label="settled")] * has_settled(trace)
+    axes[1].legend(handles=marks, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, borderaxespad=0.2)
     for axis, name in zip(axes, ("Entropy", "Acceptance"), strict=True):
         axis.set_title(name, loc="left", fontsize=11)
         axis.set_ylabel("position")
@@ -80,22 +83,25 @@ def heat_map(trace: Trace, row: int = 0) -> "Figure":
 
 
 def curves(trace: Trace) -> "Figure":
-    """Accepted positions, mean entropy (log scale) and temperature by step."""
-    figure, axes = _figure(trace, 3, (9, 7))
+    """Accepted positions, mean entropy (log scale) and temperature by step; computed ones if some were left out."""
     steps = np.arange(1, len(trace.step) + 1)
     threshold = trace.settings.get("confidence_threshold")  # none beside a stopping rule of one's own
-    panels = (
+    panels = [
         ("accepted positions", trace.accepted_count),
         ("mean entropy, nats", np.where(trace.mean_entropy > 0, trace.mean_entropy, np.nan)),
         ("temperature", trace.temperature),
-    )
+    ]
+    if has_settled(trace):
+        panels.append(("computed positions", trace.rows))
+    figure, axes = _figure(trace, len(panels), (9, 1 + 2 * len(panels)))
     for axis, (name, values) in zip(axes, panels, strict=True):
         for index in np.unique(trace.canvas_index):
             part = trace.canvas_index == index
             axis.plot(steps[part], values[part], color=INK, linewidth=1.4, marker="o", markersize=2.5)
         axis.set_ylabel(name)
         axis.grid(axis="y", color="#dcd7cc", linewidth=0.7)
-    axes[0].set_ylim(0, trace.accepted[0].size * 1.04)
+    for axis in axes[0::3]:  # counts of positions
+        axis.set_ylim(0, trace.accepted[0].size * 1.04)
     axes[1].set_yscale("log")
     if threshold is not None:
         label = f"confidence threshold {threshold} nats"

@@ -5,7 +5,8 @@ from itertools import groupby
 
 import numpy as np
 
-from mlx_dgemma.report.texts import ends
+from mlx_dgemma.report.texts import ends, has_settled
+from mlx_dgemma.text.events import Stats
 from mlx_dgemma.trace.trace import Trace
 
 
@@ -44,12 +45,24 @@ def summary(trace: Trace) -> list[tuple[str, str]]:
         ("tokens per step", f"{tokens / len(trace.step):.1f}"),
         ("median step", f"{1e3 * sorted(trace.seconds)[len(trace.step) // 2]:.1f} ms"),
     ]
+    rows += _work(trace, last)
     if trace.canvas.shape[1] > 1:
         rows.insert(5, ("samples", str(trace.canvas.shape[1])))
     rows += _steering(trace)
     units = {"entropy_bound": " nats", "confidence_threshold": " nats"}
     rows += [(name, f"{value}{units.get(name, '')}") for name, value in trace.settings.items()]
     return rows + [(f"{name} version", version) for name, version in trace.versions.items()]
+
+
+def _work(trace: Trace, last: Stats | None) -> list[tuple[str, str]]:
+    """What was computed; nothing of traces that are older than the meter."""
+    if not trace.rows.any():
+        return []
+    computed, whole = int(trace.rows.sum()), trace.accepted.size
+    told = [("positions computed", f"{computed} of {whole} ({100 * computed / whole:.0f} %)")] * has_settled(trace)
+    if last is not None:
+        told.append(("work", f"{last.work:.3f} full steps per token"))
+    return told
 
 
 def _steering(trace: Trace) -> list[tuple[str, str]]:

@@ -8,15 +8,39 @@ from pathlib import Path
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.report.layout import ADVANCE, Frame, Glyph, Grid, chosen, frames, glyphs, grid, headline, origin, place
 from mlx_dgemma.report.texts import one_line
-from mlx_dgemma.terminal.watch import NOISE_CELL, STOP, UNCERTAIN
+from mlx_dgemma.terminal.watch import NOISE_CELL, SETTLED, STOP, UNCERTAIN
 from mlx_dgemma.trace.trace import Trace
 
 WIDTH, MARGIN, GAP, PADDING = 880, 28, 16, 18  # pixels: of a README's column, around, between and within panels
 TITLE, HEADING, LEGEND = 22, 15, 15  # font sizes, pixels
-# paper, panel, line, ink, muted, the levels of positions that are not accepted, clamped
-LIGHT = ("#fbfaf7", "#ffffff", "#dcd7cc", "#24211c", "#696359", "#5f5a52", "#857f75", "#aaa498", "#cfc9bd", "#2c7a46")
-DARK = ("#16171a", "#1e2024", "#36383e", "#f4f1ea", "#a09b91", "#b5b1a8", "#8d8982", "#6a6866", "#4a4b50", "#7cc78e")
-CLASSES = ("paper", "panel", "line", "l0", "muted", "l1", "l2", "l3", "l4", "clamped")
+# paper, panel, line, ink, muted, the levels of positions that are not accepted, clamped, settled
+LIGHT = (
+    "#fbfaf7",
+    "#ffffff",
+    "#dcd7cc",
+    "#24211c",
+    "#696359",
+    "#5f5a52",
+    "#857f75",
+    "#aaa498",
+    "#cfc9bd",
+    "#2c7a46",
+    "#23698a",
+)
+DARK = (
+    "#16171a",
+    "#1e2024",
+    "#36383e",
+    "#f4f1ea",
+    "#a09b91",
+    "#b5b1a8",
+    "#8d8982",
+    "#6a6866",
+    "#4a4b50",
+    "#7cc78e",
+    "#6fb5d6",
+)
+CLASSES = ("paper", "panel", "line", "l0", "muted", "l1", "l2", "l3", "l4", "clamped", "settled")
 FONT = 'ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace'
 
 
@@ -50,17 +74,18 @@ def draw(trace: Trace, across: int | None = None) -> str:
         x, y = MARGIN + number % per_row * (width + GAP), top + number // per_row * (height + GAP)
         panel = _panel(shown[step], cells, place(trace, step), width, height)
         panels.append(f'<g transform="translate({x:g} {y:g})">{panel}</g>')
+    has_settled = not trace.computed[first].all()
     bottom = top + -(-len(steps) // per_row) * (height + GAP) + LEGEND
     return "\n".join((
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{bottom + MARGIN - 4:g}" '
         f'viewBox="0 0 {WIDTH} {bottom + MARGIN - 4:g}" role="img">',
         f"<title>{_escaped(headline(trace, 200))}</title>",
         f"<desc>{_escaped(_description(trace, steps, shown[-1]))}</desc>",
-        f"<style>{_style()}</style>",
+        f"<style>{_style(has_settled)}</style>",
         f'<rect class="paper line" x=".5" y=".5" width="{WIDTH - 1}" height="{bottom + MARGIN - 5:g}" rx="10"/>',
         *_title(trace),
         *panels,
-        _legend(bottom, bool(trace.clamped[first].any())),
+        _legend(bottom, bool(trace.clamped[first].any()), has_settled),
         "</svg>\n",
     ))  # fmt: skip
 
@@ -89,7 +114,12 @@ def _rows(placed: list[Glyph], cells: Grid) -> Iterator[str]:
             if visible:
                 x = " ".join(_number((glyph.column + glyph.width / 2) * cells.pitch) for glyph in visible)
                 text = _escaped("".join(glyph.text for glyph in visible))
-                yield f'<text class="{"clamped" if clamped else f"l{level}"}" x="{x}" y="{_number(base)}">{text}</text>'
+                yield f'<text class="{colour_of(level, clamped)}" x="{x}" y="{_number(base)}">{text}</text>'
+
+
+def colour_of(level: int, clamped: bool) -> str:
+    """Which of CLASSES a glyph has."""
+    return "clamped" if clamped else "settled" if level == SETTLED else f"l{level}"
 
 
 def _alike(glyph: Glyph) -> tuple[int, int, bool, bool]:
@@ -116,11 +146,12 @@ def _title(trace: Trace) -> Iterator[str]:
         yield f'<text class="{kind}" x="{MARGIN}" y="{y:g}" font-size="{size}">{_escaped(words)}</text>'
 
 
-def _legend(y: float, is_steered: bool) -> str:
+def _legend(y: float, is_steered: bool, has_settled: bool) -> str:
     sample = '<tspan class="{}">{}</tspan>'.format
     shades = ", ".join(sample(f"l{level}", nats) for level, nats in enumerate(UNCERTAIN, 1))
     parts = [sample("l0", "accepted"), f"or not, entropy below {shades} nats", f"{sample('l4', NOISE_CELL * 3)} above"]
     parts += [f"{sample('l2', STOP)} end", *[sample("clamped", "clamped")] * is_steered]
+    parts += [sample("settled", "settled")] * has_settled
     return f'<text class="muted" x="{MARGIN}" y="{y:g}" font-size="{LEGEND}">{" · ".join(parts)}</text>'
 
 
@@ -131,11 +162,11 @@ def _description(trace: Trace, steps: list[int], last: Frame) -> str:
     return f"A canvas of {trace.canvas.shape[2]} tokens at denoising steps {numbers}; in the end it reads: {text}"
 
 
-def _style() -> str:
+def _style(has_settled: bool) -> str:
     """Colours for light and dark, without variables, which some programs that draw SVG do not know."""
 
     def rules(colours: tuple[str, ...]) -> str:
-        named = dict(zip(CLASSES, colours, strict=True))
+        named = {name: c for name, c in zip(CLASSES, colours, strict=True) if has_settled or name != "settled"}
         strokes = f".line{{stroke:{named.pop('line')}}}.rule{{stroke:{named['clamped']};stroke-width:2}}"
         return "".join(f".{name}{{fill:{colour}}}" for name, colour in named.items()) + strokes
 

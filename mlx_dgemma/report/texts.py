@@ -35,6 +35,11 @@ def stops(trace: Trace) -> Collection[int]:
     return frozenset(trace.settings.get("eos_token_id") or ())
 
 
+def has_settled(trace: Trace) -> bool:
+    """Whether any step left positions out."""
+    return not trace.computed.all()
+
+
 def ends(trace: Trace) -> np.ndarray:
     """Where the draft's text ends at every step, (S, B): the position of its stop token, C where there is none."""
     ids = stops(trace)

@@ -11,6 +11,7 @@ COUNTERS = {
     "requests": "texts that were begun", "refused": "texts that were refused", "cancelled": "texts nobody waited for",
     "prompt_tokens": "tokens of prompts", "cached_tokens": "of these, tokens that were remembered",
     "tokens": "tokens of committed texts", "steps": "denoising steps", "seconds": "seconds of work",
+    "full_steps": "what finished texts took, in full denoising steps of the published model",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from mlx_dgemma.server.service import Service
 from mlx_dgemma.server.worker import Draft
 from mlx_dgemma.text.reply import parse_reply
 
-NOISE, ACCEPTED, CLAMPED = range(3)
+NOISE, ACCEPTED, CLAMPED, SETTLED = range(4)
 
 
 def shown(draft: Draft, service: Service, detail: str) -> dict[str, Any]:
@@ -22,6 +22,8 @@ def shown(draft: Draft, service: Service, detail: str) -> dict[str, Any]:
         "mean_entropy": round(draft.mean_entropy, 4),
         "temperature": round(draft.temperature, 4),
     }
+    if draft.computed is not None:
+        about["computed"] = len(draft.computed)
     stops = service.engine.model.generation_config.stops
     end = next((i for i, token in enumerate(draft.tokens) if token in stops), length)
     reply = parse_reply(service.tokenizer, list(draft.tokens[:end]))
@@ -34,8 +36,17 @@ def shown(draft: Draft, service: Service, detail: str) -> dict[str, Any]:
             [
                 service.tokenizer.decode([token], skip_special_tokens=False),
                 round(draft.entropy[i], 3),
-                CLAMPED if draft.clamped[i] else ACCEPTED if draft.accepted[i] else NOISE,
+                _kind(draft, i),
             ]
             for i, token in enumerate(draft.tokens)
         ]
     return about
+
+
+def _kind(draft: Draft, position: int) -> int:
+    """What became of a position."""
+    if draft.clamped[position]:
+        return CLAMPED
+    if not draft.accepted[position]:
+        return NOISE
+    return ACCEPTED if draft.computed is None or position in draft.computed else SETTLED

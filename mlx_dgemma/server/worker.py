@@ -38,6 +38,7 @@ class Draft:
     entropy: Sequence[float]
     accepted: Sequence[bool]
     clamped: Sequence[bool]
+    computed: frozenset[int] | None = None  # positions, the others had settled; None for all
 
 
 Told = Draft | TextCanvas | Refused | int  # an int: admitted, with so many tokens of prompt
@@ -76,6 +77,7 @@ class Counts:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     steps: int = 0
+    full_steps: float = 0.0
     seconds: float = 0.0  # of work
     began: float = field(default_factory=time.time)
 
@@ -236,6 +238,7 @@ class Worker:
         job.tell(canvas)
         if canvas.finish_reason is not None:
             self.counts.cached_tokens += canvas.stats.cached_tokens
+            self.counts.full_steps += canvas.stats.full_steps
             self._end(job)
 
     def _end(self, job: Job, refused: Refused | None = None) -> None:
@@ -272,5 +275,6 @@ def _draft(event: DenoisingStep) -> Draft:
         tokens=host.ints(event.draft[0]),
         entropy=host.floats(event.entropy[0]),
         accepted=accepted,
+        computed=None if event.computed is None else frozenset(event.computed),
         clamped=clamped,
     )

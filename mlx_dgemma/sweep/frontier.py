@@ -18,6 +18,7 @@ FORMATS = (".png", ".pdf", ".svg")
 _COSTS = {  # what exact match is plotted against
     "steps_per_canvas": "denoising steps per canvas (mean)", "work": "work: full denoising steps per token",
 }  # fmt: skip
+_MANY = 16  # points, from which only those of the frontier have labels
 _DISTANCES = (5, 12, 20, 30, 42, 56, 72)  # of a label from its point, in typographic points
 _DIRECTIONS = ((-1, 1), (1, -1), (-1, -1), (1, 1), (-1, 0), (1, 0), (0, 1), (0, -1))
 _ALIGNMENT = {-1: "right", 0: "center", 1: "left"}  # of a label on that side
@@ -83,7 +84,9 @@ def _draw(axes: "Axes", lines: list[Line], cost: str) -> None:
     points, best = _points(lines, cost)
     for i, (line, (x, y)) in enumerate(zip(lines, points, strict=True)):
         low, high = line.score.interval
-        axes.errorbar(x, y, [[y - 100 * low], [100 * high - y]], fmt="o", color=_colour(i in best), capsize=3, ms=5)
+        axes.errorbar(
+            x, y, [[y - 100 * low], [100 * high - y]], fmt=_marker(line), color=_colour(i in best), capsize=3, ms=5
+        )
     axes.plot(*zip(*(points[i] for i in best), strict=True), color=_colour(True), linewidth=1, zorder=0)
     axes.set_title(lines[0].task)
     axes.set_xlabel(_COSTS[cost])
@@ -106,6 +109,8 @@ def _label(axes: "Axes", lines: list[Line], grid: Grid, cost: str) -> None:
     for line, point in zip(lines, points, strict=True):
         texts.setdefault(point, []).append(grid.label(line.settings))
     of_best = {points[i] for i in best}
+    if len(texts) >= _MANY:
+        texts = {point: texts[point] for point in texts if point in of_best}
     for point in sorted(texts, key=lambda point: (point not in of_best, point)):
         taken.append(_place(axes, "\n".join(texts[point]), point, _colour(point in of_best), taken))
 
@@ -133,6 +138,11 @@ def _place(axes: "Axes", text: str, point: tuple[float, float], colour: str, tak
         line = {"arrowstyle": "-", "color": "silver", "lw": 0.7}
         axes.annotate("", point, (right * distance, up * distance), textcoords="offset points", arrowprops=line)
     return place
+
+
+def _marker(line: Line) -> str:
+    """Points that leave something out are triangles."""
+    return "^" if line.settings.get("fast") or line.settings.get("settling") else "o"
 
 
 def _colour(is_best: bool) -> str:

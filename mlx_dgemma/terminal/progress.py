@@ -55,9 +55,11 @@ class ProgressLine:
 def step_line(step: DenoisingStep) -> str:
     """A denoising step in figures."""
     max_steps = step.step + step.remaining - 1
+    computed = "" if step.computed is None else f" · computed {len(step.computed)}/{step.accepted.shape[1]}"
     return (
         f"canvas {step.canvas_index + 1} · step {step.step}/{max_steps} · temperature {step.temperature:.2f} · "
         f"accepted {step.accepted_count}/{step.accepted.size} · entropy {step.mean_entropy:.3f}"
+        f"{computed}"
     )
 
 

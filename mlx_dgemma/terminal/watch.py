@@ -31,6 +31,8 @@ from mlx_dgemma.text.template import given_end
 UNCERTAIN = (0.1, 0.5, 1.5)  # nats: a position that is not accepted is a shade fainter from each of these on
 NOISE = len(UNCERTAIN) + 1  # the level from the last of them on, where no token is shown
 SHADES = {"dark": ("grey74", "grey54", "grey39", "grey27"), "light": ("grey35", "grey54", "grey66", "grey82")}
+SETTLED = -1  # the level of a position that was not computed again
+RESTING = {"dark": "sky_blue2", "light": "deep_sky_blue4"}
 NOISE_CELL, STOP, FILLER, NEWLINE = "░", "■", "·", "↵"
 HALF_FLAGS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))  # two make a flag; alone they are one column wide, or two
 Row = list[Segment]
@@ -159,7 +161,7 @@ def picture(
 
     Args:
         step: the step; accepted positions are plain, others fainter with entropy and noise at last, clamped ones bold
-            and underlined.
+            and underlined, those that have settled blue.
         texts: what to draw for an id.
         stops: ids of the stop tokens; no tokens are drawn behind the first.
         size: the terminal's columns and lines. Rows leave its last column free, and together two of its lines: one for
@@ -168,7 +170,7 @@ def picture(
         before: what stands before the canvas in its first row.
     """
     width, height = max(1, size.columns - 1), max(1, size.lines - 2)
-    pieces = _pieces(step, texts, stops, SHADES[shade])
+    pieces = _pieces(step, texts, stops, shade)
     rows = wrapped([*([(drawable(before), Style.null())] if before else []), *pieces], width)
     # two columns less: a terminal echoes Ctrl-C as ^C behind the last row
     figures = textwrap.wrap(step_line(step), max(1, width - 2))[:height]
@@ -180,20 +182,27 @@ def picture(
     return [*rows, *([Segment(line, Style.parse("cyan"))] for line in figures)]
 
 
-def _pieces(
-    step: DenoisingStep, texts: TokenTexts, stops: Collection[int], shades: tuple[str, ...]
-) -> Iterator[tuple[str, Style]]:
+def _pieces(step: DenoisingStep, texts: TokenTexts, stops: Collection[int], shade: str) -> Iterator[tuple[str, Style]]:
     """Text and style of each position that is drawn."""
     clamped = [False] * step.draft.shape[1] if step.clamped is None else host.flags(step.clamped[0])
-    states = levels(host.floats(step.entropy[0]), host.flags(step.accepted[0]), clamped)
+    computed = range(step.draft.shape[1]) if step.computed is None else frozenset(step.computed)
+    rested = [position not in computed for position in range(step.draft.shape[1])]
+    states = levels(host.floats(step.entropy[0]), host.flags(step.accepted[0]), clamped, rested)
+    styles = {0: "none", SETTLED: RESTING[shade], **dict(enumerate(SHADES[shade], 1))}
     for text, level, fixed in drawn(host.ints(step.draft[0]), states, clamped, texts, stops):
-        yield text, Style.parse("bold underline" if fixed else shades[level - 1] if level else "none")
+        yield text, Style.parse("bold underline" if fixed else styles[level])
 
 
-def levels(entropy: Iterable[float], accepted: Iterable[bool], clamped: Iterable[bool]) -> list[int]:
-    """How uncertain each position is: 0 if accepted or clamped, from 1 on by entropy in nats, NOISE at last."""
+def levels(
+    entropy: Iterable[float], accepted: Iterable[bool], clamped: Iterable[bool], rested: Sequence[bool] = ()
+) -> list[int]:
+    """How uncertain each position is: 0 if accepted or clamped, from 1 on by entropy in nats, NOISE at last.
+
+    An accepted position that was not computed in the step is SETTLED.
+    """
     positions = zip(entropy, accepted, clamped, strict=True)
-    return [0 if sure or fixed else 1 + bisect_right(UNCERTAIN, nats) for nats, sure, fixed in positions]
+    found = [0 if sure or fixed else 1 + bisect_right(UNCERTAIN, nats) for nats, sure, fixed in positions]
+    return [level or -own for level, own in zip(found, rested, strict=True)] if rested else found
 
 
 def text_end(draft: Sequence[int], states: Sequence[int], clamped: Sequence[bool], stops: Collection[int]) -> int:

@@ -144,7 +144,7 @@ def test_a_turn_on_a_terminal(tmp_path):
     terminal.until(r"\n>")
     terminal.type("sudoku 1...............\r")
     terminal.until("canvas 1 · step")  # while it denoises
-    shown = terminal.until(r"\d{16}\n16 tokens · .* tokens/s · steps \d+ · 0 of \d+ cached · stop\n>")
+    shown = terminal.until(r"\d{16}\n16 tokens · .* tokens/s · steps \d+ · work 0\.\d{3} · 0 of \d+ cached · stop\n>")
     assert "canvas 1 · step" not in shown
     terminal.type("/he\t")
     terminal.until("> /help")

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from mlx_dgemma import CanvasPlan, Engine, GenerationConfig, Request
+from mlx_dgemma.diffusion.settling import Settling
 from mlx_dgemma.trace.recorder import Recorder, record
 from mlx_dgemma.trace.trace import Trace
 
@@ -38,6 +39,18 @@ def recorded(eos: bool = False, **request) -> Trace:
         pass
     trace = recorder.trace()
     assert trace.canvas_index[-1] == 1 - eos and not trace.accepted.all()
+    return trace
+
+
+def settling() -> Trace:
+    """A Sudoku of which positions settle; one canvas."""
+    settings = GenerationConfig(settling=Settling())
+    engine, request = Engine.load(), Request("sudoku 1...............", settings=settings, seed=3)
+    recorder = Recorder(engine, request)
+    for _ in record(engine.stream(request), recorder):
+        pass
+    trace = recorder.trace()
+    assert trace.rows.min() < trace.rows.max() == 64
     return trace
 
 

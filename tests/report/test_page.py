@@ -12,7 +12,7 @@ from mlx_dgemma.report.page import write_report
 from mlx_dgemma.terminal.watch import UNCERTAIN, drawable
 from mlx_dgemma.trace.trace import Trace, load_trace
 from tests.report.browser import Page, contrast, short, start
-from tests.report.runs import HOSTILE, PROMPT, hostile, recorded
+from tests.report.runs import HOSTILE, PROMPT, hostile, recorded, settling
 
 pytestmark = pytest.mark.slow
 
@@ -262,6 +262,22 @@ def test_clamped_positions_are_marked(opened, trace):
     assert "clamped" in page.one("#legend").text
     ActionChains(page.browser).move_to_element(page.one("[data-position='6']")).perform()
     assert "clamped" in page.tooltip()
+
+
+def test_settled_positions_are_marked(opened, trace):
+    plain = opened(trace)
+    assert not plain.one("#settled-key").is_displayed() and plain.classes("settled") == []
+    assert "computed" not in plain.readout() and "computed positions" not in plain.one("#curves").text
+    run = settling()
+    step = int(np.flatnonzero(run.rows < 64)[-1])
+    page = opened(run, address=f"#step={step + 1}")
+    at_rest = np.flatnonzero(~run.computed[step] & run.accepted[step, 0])
+    assert page.classes("settled") == [position for position in at_rest if position <= 16]  # not what is behind the end
+    assert page.readout()["computed"] == f"{run.rows[step]} of 64" and "computed positions" in page.one("#curves").text
+    page.choose("heat", "acceptance")
+    assert "settled" in page.one("#legend").text
+    ActionChains(page.browser).move_to_element(page.one(f"[data-position='{at_rest[0]}']")).perform()
+    assert "settled, not computed" in page.tooltip()
 
 
 def test_samples_can_be_chosen(opened, trace):

@@ -18,7 +18,7 @@ from mlx_dgemma.report.svg import DARK, LIGHT, draw
 from mlx_dgemma.terminal.watch import FILLER, NOISE, NOISE_CELL, STOP, UNCERTAIN, columns, drawable
 from mlx_dgemma.trace.trace import Trace
 from tests.report.browser import Page, start
-from tests.report.runs import HOSTILE, WORLD, hostile, recorded, with_texts
+from tests.report.runs import HOSTILE, WORLD, hostile, recorded, settling, with_texts
 
 SVG = "{http://www.w3.org/2000/svg}"
 PROMPT = picture.REQUEST.prompt
@@ -178,6 +178,19 @@ def test_clamped_tokens_are_marked():
     assert "".join(text for kind, text in texts(panel) if kind == "clamped") == "141231" + STOP
     assert len(last.findall(f".//{SVG}path")) == 7
     assert svg.endswith('class="clamped">clamped</tspan></text>\n</svg>\n')
+
+
+def test_settled_tokens_are_blue(trace):
+    run = settling()
+    svg = draw(run)
+    step = chosen(frames(run))[-2]
+    panel = ElementTree.Element("svg")
+    panel.append(ElementTree.fromstring(svg).findall(f"{SVG}g")[-2])
+    expected = [position for position in range(16) if not run.computed[step, position]]
+    blue = "".join(text for kind, text in texts(panel) if kind == "settled")
+    assert expected and blue == "".join(run.pieces[run.draft[step, 0, position]] for position in expected)
+    assert svg.endswith('class="settled">settled</tspan></text>\n</svg>\n')
+    assert "settled" not in draw(trace)
 
 
 def test_a_picture_of_a_run_of_several_canvases(two_canvases):

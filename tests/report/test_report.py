@@ -22,7 +22,7 @@ from mlx_dgemma.report.plots import curves, heat_map, write_plots
 from mlx_dgemma.report.summary import summary
 from mlx_dgemma.terminal.watch import drawable
 from mlx_dgemma.trace.trace import Trace, load_trace
-from tests.report.runs import HOSTILE, PROMPT, recorded
+from tests.report.runs import HOSTILE, PROMPT, recorded, settling
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +103,26 @@ def test_the_summary_tells_what_steered_the_run():
     page = html.unescape(render(ids))
     assert "<td>token ids 5 {2} 7</td>" in page and "<td>token ids 8 9</td>" in page
     assert "<th scope=row>noise share of the draft</th><td>0</td>" in page
+
+
+def test_the_summary_and_the_curves_tell_what_was_computed(trace):
+    run = settling()
+    told, last = dict(summary(run)), run.committed[-1].stats
+    assert told[
+        "positions computed"
+    ] == f"{run.rows.sum()} of {run.accepted.size} ({run.rows.sum() / run.accepted.size:.0%})".replace("%)", " %)")
+    assert told["work"] == f"{last.full_steps / last.tokens:.3f} full steps per token" and 0 < last.work < 1
+    *_, axis = curves(run).axes
+    assert axis.get_ylabel() == "computed positions" and axis.lines[0].get_ydata().tolist() == run.rows.tolist()
+    assert len(curves(trace).axes) == 3 and "positions computed" not in dict(summary(trace))
+    old = dataclasses.replace(run, rows=0 * run.rows, computed=np.ones_like(run.computed))
+    assert not {"positions computed", "work"} & dict(summary(old)).keys()
+
+
+def test_the_heat_map_shows_what_had_settled():
+    run = settling()
+    state = np.asarray(heat_map(run).axes[1].images[0].get_array()).T  # (S, C)
+    np.testing.assert_array_equal(state == 3, ~run.computed & run.accepted[:, 0])
 
 
 def test_a_free_run_says_nothing_of_steering(trace):

@@ -46,6 +46,7 @@ def test_a_whole_answer_has_what_the_published_schema_requires(server):
     usage = answer["usage"]
     assert usage["completion_tokens"] == 7 and usage["total_tokens"] == usage["prompt_tokens"] + 7
     assert answer["diffusion"]["seed"] == 1 and len(answer["diffusion"]["steps"]) == 1
+    assert answer["diffusion"]["work"] == pytest.approx(answer["diffusion"]["steps"][0] / 7, rel=0.1)
 
 
 def test_the_stream_of_a_client_that_knows_nothing_of_diffusion(server):
@@ -70,6 +71,21 @@ def test_usage_comes_in_a_chunk_of_its_own_when_asked_for(server):
     *rest, last = chunks(server, ASK | {"stream_options": {"include_usage": True}})
     assert last["choices"] == [] and last["usage"]["completion_tokens"] == 7
     assert "null" not in json.dumps(last["usage"]) and all(chunk["choices"] for chunk in rest)
+
+
+def test_fast_computes_less_and_tells_what_settled(server):
+    hard = {"model": "embedded", "messages": [{"role": "user", "content": "sudoku 1..............."}], "seed": 3}
+    told = [
+        [chunk["diffusion"] for chunk in chunks(server, hard | {"diffusion": {"drafts": "tokens", "fast": fast}})
+         if "diffusion" in chunk]
+        for fast in (False, True)
+    ]  # fmt: skip
+    plain, fast = told
+    assert all("computed" not in draft for draft in plain)
+    for draft in fast[:-1]:
+        settled = sum(kind == 3 for _, _, kind in draft["tokens"])
+        assert settled == 64 - draft.get("computed", 64)
+    assert any("computed" in draft for draft in fast) and fast[-1]["work"] < plain[-1]["work"]
 
 
 @pytest.mark.parametrize("detail", ["text", "tokens", True])

@@ -100,6 +100,7 @@ def test_figures_only_when_asked_for_and_behind_the_key(closed, server):
     assert (
         grown["dgemma_requests_total"] == 1 and grown["dgemma_tokens_total"] == 7 and grown["dgemma_steps_total"] == 2
     )
+    assert 0 < grown["dgemma_full_steps_total"] <= 2
     assert counts[1]["dgemma_alive"] == "1" and counts[1]["dgemma_waiting"] == "0"
 
 

@@ -1,5 +1,6 @@
 """The live canvas: one step as rows (a pure function), and the command line on a terminal, whose screen is checked."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -56,6 +57,18 @@ def draw(words: list[str], entropy: float = 0.0, accepted: bool = True, size=WID
     """The rows' text where all positions are in the same state."""
     step = a_step([entropy] * len(words), [accepted] * len(words))
     return ["".join(s.text for s in row) for row in picture(step, TokenTexts(Words(words)), stops, size)]
+
+
+@pytest.mark.parametrize("shade", ["dark", "light"])
+def test_settled_positions_are_blue_and_counted(shade):
+    step = a_step([0.0] * 3 + [0.3], [True] * 3 + [False], [False, False, True, False])
+    rested = dataclasses.replace(step, computed=(1, 3))
+    row, line = picture(rested, TokenTexts(Words(list("abcd"))), (), WIDE, shade)
+    styles = {segment.text: str(segment.style) for segment in row}
+    assert styles == {"a": watch.RESTING[shade], "b": "none", "c": "bold underline", "d": SHADES[shade][1]}
+    assert line[0].text.endswith(" · computed 2/4")
+    *_, [plain] = picture(step, TokenTexts(Words(list("abcd"))), (), WIDE, shade)
+    assert "computed" not in plain.text
 
 
 CHARACTERS = st.one_of(

@@ -10,6 +10,7 @@ const PANELS = [
   { name: "mean entropy, nats (log)", values: series.mean_entropy, log: true, line: trace.confidence_threshold },
   { name: "temperature", values: series.temperature, log: false },
 ];
+if (anySettled) PANELS.push({ name: `computed positions${total}`, values: series.rows, domain: [0, positions * rows], log: false });
 
 // Lowest and highest value of an axis; a log axis runs over whole powers of ten.
 function domainOf(panel) {

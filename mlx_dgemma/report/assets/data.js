@@ -23,9 +23,14 @@ const entropy = new Float32Array(bytes(trace.arrays.entropy).buffer); // nats
 const accepted = bytes(trace.arrays.accepted);
 const clamped = bytes(trace.arrays.clamped);
 const anyClamped = clamped.includes(1);
+const computed = bytes(trace.arrays.computed); // by step and position, for all samples
+const anySettled = computed.includes(0);
 
 // Where a step's position is in the arrays, for the sample on show.
 const at = (step, position) => (step * rows + state.row) * positions + position;
+
+// Whether a position was accepted before and not computed again.
+const isSettled = (step, position) => !computed[step * positions + position] && Boolean(accepted[at(step, position)]);
 
 // First and last step of every canvas.
 const canvases = [];

@@ -16,12 +16,12 @@ function paintPicture() {
   picture.width = count;
   picture.height = positions;
   const image = new ImageData(count, positions);
-  const [yes, no, held] = [rgb(palette.accent), rgb(palette.rejected), rgb(palette.clamp)];
+  const [yes, no, held, rests] = ["accent", "rejected", "clamp", "settled"].map((name) => rgb(palette[name]));
   for (let column = 0; column < count; column++) {
     for (let position = 0; position < positions; position++) {
       const index = at(state.lo + column, position);
-      const colour =
-        state.heat === "entropy" ? heatColour(level(entropy[index], scale)) : clamped[index] ? held : accepted[index] ? yes : no;
+      const became = clamped[index] ? held : isSettled(state.lo + column, position) ? rests : accepted[index] ? yes : no;
+      const colour = state.heat === "entropy" ? heatColour(level(entropy[index], scale)) : became;
       image.data.set([...colour, 255], 4 * (position * count + column));
     }
   }

@@ -8,6 +8,7 @@ function drawLegend() {
     legend.append(swatch(palette.accent, "accepted"), swatch(palette.rejected, "not accepted, renoised"));
   }
   if (anyClamped) legend.append(swatch(palette.clamp, "clamped"));
+  if (anySettled && state.heat === "acceptance") legend.append(swatch(palette.settled, "settled, not computed"));
 }
 
 function swatch(colour, text) {

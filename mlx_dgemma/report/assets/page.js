@@ -59,6 +59,7 @@ function drawReadout(canvas) {
     ["step", `${series.step[step]} of ${canvas.hi - canvas.lo + 1} (${series.step[step] + series.remaining[step] - 1} at most)`],
     ["temperature", series.temperature[step].toFixed(3)],
     ["accepted", `${series.accepted_count[step]} of ${positions * rows}`],
+    ...(anySettled ? [["computed", `${series.rows[step]} of ${positions * rows}`]] : []),
     ["mean entropy", `${short(series.mean_entropy[step])} nats`],
     ["time", duration(series.seconds[step])],
   ];
@@ -158,6 +159,7 @@ function onChoice(name, act) {
 }
 
 byId("clamped-key").hidden = !anyClamped;
+byId("settled-key").hidden = !anySettled;
 setUpControls();
 setUpTokens();
 setUpHeat();

@@ -17,6 +17,7 @@ function drawTokens() {
       behind: isBehind(state.step, position, id),
       open: !accepted[index] && !clamped[index],
       clamped: Boolean(clamped[index]),
+      settled: isSettled(state.step, position),
       breaks: breaksLine(id),
       special: isSpecial(id),
     });

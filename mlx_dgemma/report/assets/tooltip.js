@@ -37,7 +37,8 @@ function describe(step, position) {
   fact("token id", String(ids.draft[index]));
   fact("entropy", `${short(entropy[index])} nats`);
   const behind = isBehind(step, position, ids.draft[index]) ? ", behind the end" : "";
-  fact("state", (clamped[index] ? "clamped" : accepted[index] ? "accepted" : "not accepted, renoised") + behind);
+  const became = isSettled(step, position) ? "settled, not computed" : accepted[index] ? "accepted" : "not accepted, renoised";
+  fact("state", (clamped[index] ? "clamped" : became) + behind);
   fact("before", `${visible(ids.canvas[index])} (${ids.canvas[index]})`);
   const where = `position ${position} · canvas ${canvas.index + 1} · step ${series.step[step]}`;
   const name = make("div", "name", visible(ids.draft[index]));

@@ -6,6 +6,7 @@ import { paint } from "./token.js";
 export const SCALE = [0, 0.1, 0.5, 1.5, 5]; // nats at which the palette has its colours, as in reports
 const NOISE = 0;
 const CLAMPED = 2;
+const SETTLED = 3;
 const seen = []; // views on the page, to be drawn again when it turns light or dark
 
 export class CanvasView {
@@ -25,7 +26,8 @@ export class CanvasView {
     const key = make("p", "key");
     key.append(
       make("span", "sample", "accepted"), make("span", "sample open", "renoised"),
-      make("span", "sample clamped", "clamped"), make("span", "", "background: entropy"), make("span", "", "· behind the end"),
+      make("span", "sample clamped", "clamped"), make("span", "sample settled", "settled"),
+      make("span", "", "background: entropy"), make("span", "", "· behind the end"),
     );
     this.element.append(this.summary, this.box, this.slider, this.readout, key);
     this.tokens = [];
@@ -60,6 +62,7 @@ export class CanvasView {
         behind: position > draft.end || text === "<pad>",
         open: kind === NOISE,
         clamped: kind === CLAMPED,
+        settled: kind === SETTLED,
         breaks: text.includes("\n"),
         special: /^<.+>$/.test(text),
       });

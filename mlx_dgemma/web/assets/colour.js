@@ -5,7 +5,7 @@ export let palette = readPalette();
 function readPalette() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-  const names = ["paper", "ink", "muted", "line", "accent", "clamp", "rejected"];
+  const names = ["paper", "ink", "muted", "line", "accent", "clamp", "rejected", "settled"];
   return {
     ...Object.fromEntries(names.map((name) => [name, colour(name)])),
     heat: [0, 1, 2, 3, 4].map((i) => rgb(colour(`heat-${i}`))),
