@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.graph import count
 from mlx_dgemma import Engine, GenerationConfig
-from mlx_dgemma.diffusion import canvas as loop
+from mlx_dgemma.diffusion import denoiser
 from mlx_dgemma.diffusion.table import EmbeddingTable
 from mlx_dgemma.diffusion.vocabulary import GROUP, KEPT, Prediction, Query, SoftRows, predict
 from mlx_dgemma.model import fused
@@ -61,7 +61,7 @@ def accuracy(cutoffs: list[float], n: int) -> None:
     print(f"| none | 0 % | 0 | 0 | {share(o.correct for o in exact)} | {sum(o.steps for o in exact)} | |", flush=True)
     for cutoff in cutoffs:
         comparison = Comparison(cutoff)
-        with mock.patch.object(loop, "predict", comparison):
+        with mock.patch.object(denoiser, "predict", comparison):
             for question in questions[:: max(1, len(questions) // 40)]:
                 ask(engine, question, config, 1000)
         cut = [ask(engine, q, replace_given(config, cutoff), 1000) for q in questions]

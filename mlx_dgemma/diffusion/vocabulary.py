@@ -179,8 +179,8 @@ def _heaviest(masses: mx.array, keep: int, total: mx.array) -> tuple[mx.array, m
     """The heaviest groups (B, C, K), ascending, and the probability of the others (B, C); masses (B, C, groups)."""
     keep = min(keep, masses.shape[-1])
     groups = mx.sort(mx.argpartition(masses, -keep, axis=-1)[..., -keep:], axis=-1)
-    inside = mx.take_along_axis(masses, groups, axis=-1).sum(axis=-1)
-    return groups, mx.maximum(1 - inside / total.squeeze(-1), 0)
+    others = mx.put_along_axis(masses, groups, mx.array(0.0), axis=-1)  # 1 less the kept ones would lose small tails
+    return groups, others.sum(axis=-1) / total.squeeze(-1)
 
 
 def mixed_ids(query: Query, positions: int, vocabulary: int) -> int:
