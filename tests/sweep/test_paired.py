@@ -17,6 +17,13 @@ def test_mcnemar_is_the_binomial_of_the_discordant_pairs(lost, won, p):
     assert mcnemar(lost, won) == pytest.approx(p)
 
 
+def test_the_interval_is_that_of_the_papers_example():
+    """Newcombe's table 36, 12, 2, 0: 0.20, from 0.0569 to 0.3404 by method 10."""
+    assert newcombe(both=36, won=12, lost=2, n=50, z=1.959963984540054) == pytest.approx(
+        (0.2, 0.0569, 0.3404), abs=5e-5
+    )
+
+
 def test_the_interval_covers_the_difference_as_often_as_it_says():
     rng, inside = random.Random(0), 0
     shares = (0.8, 0.04, 0.08)  # both, won, lost

@@ -116,6 +116,17 @@ def test_a_setting_of_the_grid_goes_before_the_default_of_tasks(capsys, tmp_path
         assert [row["tokens"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
+def test_rows_from_before_there_was_work_are_refused_in_a_line(capsys, tmp_path, finished):
+    path = copy(finished, tmp_path)
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][-1] == "work"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(row[:-1] for row in rows)
+    code, out, err = in_process(capsys, *FAST, "--n", 3, "--output", path, "--resume")
+    assert (code, out) == (1, "") and "these are other columns" in err and err.count("\n") == 1
+
+
 def test_an_output_is_neither_overwritten_nor_mixed(capsys, tmp_path, finished):
     path = copy(finished, tmp_path)
     code, out, err = in_process(capsys, *FAST, "--n", 3, "--output", path)

@@ -16,7 +16,7 @@ from mlx_dgemma import DGemmaError
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.sweep import frontier
 from mlx_dgemma.sweep.__main__ import main
-from mlx_dgemma.sweep.grid import FIELDS, parse_grid
+from mlx_dgemma.sweep.grid import FIELDS, Grid, parse_grid
 from mlx_dgemma.sweep.questions import draw_questions, read_pairs
 from mlx_dgemma.sweep.show import drawn
 from mlx_dgemma.sweep.summary import ALL, markdown, score, summarise, table, wilson
@@ -297,3 +297,25 @@ def test_labels_keep_clear_of_each_other():
     assert sorted("\n".join(t.get_text() for t in texts).split()) == list("123456789")
     boxes = [text.get_window_extent() for text in texts]
     assert len(boxes) == 4 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_of_many_points_only_the_frontiers_have_labels_and_fast_ones_are_triangles():
+    from matplotlib.figure import Figure
+
+    grid = Grid({"fast": [False, True], "max_denoising_steps": list(range(1, 11))})
+    rows = [
+        Row(point, outcome("t", i, i < 5, 1 + number)) for number, point in enumerate(grid.points()) for i in range(9)
+    ]
+    lines, axes = summarise(rows, grid), Figure().subplots()
+    frontier._draw(axes, lines, "work")
+    assert [line.get_marker() for line in axes.lines if line.get_marker() in "o^"] == ["o"] * 10 + ["^"] * 10
+    frontier._label(axes, lines, grid, "work")
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["False, 1"]
+
+
+def test_the_questions_for_a_real_checkpoint_are_checkable_and_different():
+    asked = read_pairs(Path(__file__).parents[2] / "examples" / "questions.jsonl")
+    assert len(asked) >= 40 and len({question.prompt for question in asked}) == len(asked)
+    by_start = {question.prompt: question for question in asked}
+    assert by_start["What is 17 + 25? Answer with the number only."].check(" 42\n")
+    assert not by_start["What is 17 + 25? Answer with the number only."].check("The answer is 42.")
