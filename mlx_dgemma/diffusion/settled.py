@@ -22,6 +22,7 @@ class Told:
             what does not matter.
         ready: (B,) bool; whether the stopping rule holds.
         ended: (B,) bool; whether the draft of the present positions has a stop token.
+        length: (B,); how many positions the text takes, its stop token and what is not certain included.
         finished: (B,) bool; whether a row is done.
         restless: (B, C) bool; positions whose scores need all ids again.
     """
@@ -29,6 +30,7 @@ class Told:
     calm: np.ndarray
     ready: np.ndarray
     ended: np.ndarray
+    length: np.ndarray
     finished: np.ndarray
     restless: np.ndarray
 
@@ -75,6 +77,8 @@ class Settled:
             self._wake(had_settled & ~told.calm)
         going_on = ~told.finished
         has_grown = self._grow(bool((~told.ended & going_on).any()), is_last=is_last)
+        if self.rule.crop and not has_grown and not is_last:
+            self.size = min(self.size, self._tiled(int(told.length[going_on].max(initial=0)) + 1))
         self.is_confirming = bool((told.ready & going_on).any())
         is_full = is_last or has_grown or self.is_confirming or self.failed > self.rule.failures
         self.computed = None if is_full else self._unsettled((~self._mask()[going_on]).any(axis=0))
@@ -91,6 +95,11 @@ class Settled:
         self.without_end = 0
         return True
 
+    def _tiled(self, positions: int) -> int:
+        """So many positions, rounded up to a whole tile."""
+        tile = math.ceil(self.width / TILES)
+        return math.ceil(positions / tile) * tile
+
     def _mask(self) -> np.ndarray:
         mask: np.ndarray = self.calm_steps >= self.rule.steps
         return mask
@@ -103,8 +112,7 @@ class Settled:
     def _unsettled(self, needed: np.ndarray) -> list[int] | None:
         """The needed positions (C,), filled up to a whole tile with those that settled last; None for all present."""
         needed = needed[: self.size]
-        tile = math.ceil(self.width / TILES)
-        wanted = math.ceil(int(needed.sum()) / tile) * tile
+        wanted = self._tiled(int(needed.sum()))
         if wanted == 0 or wanted >= self.size:
             self.is_confirming = wanted == 0
             return None

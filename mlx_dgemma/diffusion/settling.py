@@ -29,6 +29,8 @@ class Settling:
         start: share of the positions that a canvas begins with, for short answers; while its draft has no stop token
             there, they are doubled. The others are absent: nobody sees them, and a full step computes those that are
             present. 1 begins with all of them, as do canvases that are steered or whose text nothing ends.
+        crop: whether positions behind the text's end leave a canvas, once its draft has a stop token and all behind it
+            is certain: nobody sees them any more, and a full step computes the others. They come back as above.
         walk_every: steps, of which only the first one scores all ids of the vocabulary for all positions; in between
             these are scored over their heaviest groups (see `diet`). Full steps score all. None: every step does. A
             cutoff of soft embeddings then has no effect; with alternatives, `walk_every` has none.
@@ -43,6 +45,7 @@ class Settling:
     neighbours: int = 2
     failures: int = 2
     start: float = 1.0
+    crop: bool = False
     walk_every: int | None = None
     groups: int = 8
 
@@ -51,6 +54,8 @@ class Settling:
             raise DGemmaError(f"settling: entropy must be a number > 0 (nats), got {self.entropy!r}")
         if isinstance(self.start, bool) or not isinstance(self.start, int | float) or not 0 < self.start <= 1:
             raise DGemmaError(f"settling: start must be a share of the canvas, > 0 and <= 1, got {self.start!r}")
+        if type(self.crop) is not bool:
+            raise DGemmaError(f"settling: crop must be True or False, got {self.crop!r}")
         bounds = {"steps": 1, "neighbours": 0, "failures": 0, "walk_every": 1, "groups": 1}
         for name, least in bounds.items():
             value = vars(self)[name]

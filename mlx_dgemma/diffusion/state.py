@@ -24,6 +24,8 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import host, memory
 from mlx_dgemma.model.cache import Slots
 
+CERTAIN = 0.01  # nats; below it, what stands behind the text's end is no part of it
+
 
 class CanvasState(Generic[Begun]):
     """The state of one canvas (B, C) between its steps."""
@@ -42,13 +44,14 @@ class CanvasState(Generic[Begun]):
         self.finished = mx.zeros(shape[:1], mx.bool_)
         self.sampler = Sampler.of(config)
         self.earlier: tuple[EarlierStep, ...] = ()
+        # whether positions may be absent: nothing is given, and a stop token tells how long the text is
+        self.may_crop = steering.is_free and bool(config.stops) and config.max_denoising_steps > 2
         self.settled = None if config.rest is None else Settled(config.rest, shape, self._first_size())
 
     def _first_size(self) -> int:
         """How many positions the first step computes."""
         rule, size = self.config.rest, self.tokens.shape[1]
-        may_grow = self.steering.is_free and self.config.stops and self.config.max_denoising_steps > 2
-        return math.ceil(rule.start * size) if rule is not None and may_grow else size
+        return math.ceil(rule.start * size) if rule is not None and self.may_crop else size
 
     @property
     def positions(self) -> Slots | None:
@@ -94,7 +97,7 @@ class CanvasState(Generic[Begun]):
             ended = self._ended(step.draft)
             if self.settled.is_full:  # no other one ends a canvas
                 self.finished = self.finished | (ready & ended)
-            told += [self.finished, ready & ended, ended, self._calm(step, accepted).flatten()]
+            told += [self.finished, ready & ended, ended, self._length(step), self._calm(step, accepted).flatten()]
             told += [self._restless(step, prediction).flatten()]
         summary = mx.concatenate([part.astype(mx.float32) for part in told])
         self.prediction, self.draft, self.log_p = prediction, step.draft, step.log_p
@@ -157,6 +160,16 @@ class CanvasState(Generic[Begun]):
             return mx.ones(draft.shape[:1], mx.bool_)
         stops = mx.array(self.config.stops)
         return (draft[:, : self.settled.size, None] == stops).any(axis=(1, 2))
+
+    def _length(self, step: Step) -> mx.array:
+        """By row (B,), positions up to the first stop token of the draft, or to the last uncertain one; C without a stop."""
+        size = step.draft.shape[1]
+        if not self.may_crop:
+            return mx.full(step.draft.shape[:1], size)
+        is_stop = (step.draft[..., None] == mx.array(self.config.stops)).any(axis=-1)
+        open_ = (mx.cumsum(is_stop, axis=-1) == 0) | (step.entropy > CERTAIN)
+        last = mx.where(open_, mx.arange(size) + 1, 0).max(axis=-1)
+        return mx.where(is_stop.any(axis=-1), last + 1, size)
 
     def _nothing(self, like: Prediction) -> Prediction:
         """What is predicted of positions that are absent: the text's end, of which there is no doubt."""
@@ -243,10 +256,10 @@ class Pending:
     def told(self) -> Told:
         """What settling learns of the step."""
         batch, size = self.accepted.shape
-        flags = np.array(host.floats(self.summary)[2:]) == 1.0
-        finished, ready, ended, positions = np.split(flags, [batch, 2 * batch, 3 * batch])
-        calm, restless = positions.reshape(2, batch, size)
-        return Told(calm, ready, ended, finished, restless)
+        numbers = np.array(host.floats(self.summary)[2:])
+        finished, ready, ended, length, positions = np.split(numbers, [batch, 2 * batch, 3 * batch, 4 * batch])
+        calm, restless = positions.reshape(2, batch, size) == 1
+        return Told(calm, ready == 1, ended == 1, length.astype(int), finished == 1, restless)
 
     def read(self) -> DenoisingStep:
         """The event: the step's one host synchronisation."""

@@ -117,13 +117,13 @@ def test_two_rows_compute_what_one_of_them_needs():
     settled, no = Settled(Settling(), (2, C), C), np.zeros(2, bool)
     calm = np.ones((2, C), bool)
     calm[0, 4] = calm[1, 9] = False
-    settled.learn(Told(calm, no, ~no, no, calm), is_last=False)
+    settled.learn(Told(calm, no, ~no, no * 0 + C, no, calm), is_last=False)
     assert settled.computed == [4, 9]
     calm[0, 4] = True
-    settled.learn(Told(calm, no, ~no, np.array([True, False]), calm), is_last=False)
+    settled.learn(Told(calm, no, ~no, no * 0 + C, np.array([True, False]), calm), is_last=False)
     assert 9 in settled.computed and len(settled.computed) == 2
     calm[0, 9], calm[1, 9] = False, True
-    settled.learn(Told(calm, no, ~no, np.array([True, False]), calm), is_last=False)
+    settled.learn(Told(calm, no, ~no, no * 0 + C, np.array([True, False]), calm), is_last=False)
     assert settled.computed is None  # what only a row asks for that is done
 
 
@@ -278,3 +278,52 @@ def test_a_canvas_without_an_end_is_whole_at_its_last_step(limit, start, seed):
 def test_what_is_steered_or_has_no_end_begins_whole():
     for settings in ({"eos_token_id": []}, {"eos_token_id": [0], "max_denoising_steps": 2}):
         assert denoised(sure(4), settling=Settling(start=0.25), **settings)[0].work.rows == C
+
+
+def with_end(steps: int, end: int) -> Scripted:
+    """Sure of a text that ends at a position, with padding behind it; ids 0 and 1 are the end and padding."""
+    target = np.r_[np.arange(end) % (V - 2) + 2, 0, np.ones(C - end - 1, int)]
+    denoiser = sure(steps, target=target)
+    denoiser.sharpness[:5, 3] = 2.0
+    return denoiser
+
+
+ENDS = {"eos_token_id": [0], "settling": Settling(crop=True)}
+
+
+def test_what_stands_behind_a_certain_end_leaves_the_canvas():
+    events = denoised(with_end(12, 9), **ENDS)
+    assert events[0].work.rows == C and events[1].computed == tuple(range(12))  # ten, one more, and a whole tile
+    assert events[-1].finished and events[-1].computed == tuple(range(12))  # the confirming step's positions
+    assert events[-1].draft.tolist() == [with_end(1, 9).answers[0].tolist()]
+
+
+def test_nothing_leaves_while_something_behind_the_end_is_not_certain():
+    denoiser = with_end(12, 9)
+    denoiser.sharpness[:2, 20] = 3.0
+    rows = [event.work.rows for event in denoised(denoiser, **ENDS)]
+    assert rows[:2] == [C, 24] and max(rows[3:]) <= 12
+
+
+def test_what_has_left_comes_back_when_the_end_is_gone():
+    denoiser = with_end(30, 9)
+    denoiser.answers[2:, 9] = 5  # the text goes on
+    denoiser.answers[2:, 10:] = 7
+    denoiser.sharpness[2:8, 4] = 2.0
+    events = denoised(denoiser, **ENDS, max_denoising_steps=20)
+    assert events[1].work.rows == 12 and events[-1].work.rows == C and events[-1].computed is None
+    assert events[-1].draft[0, 9:].tolist() == [5] + [7] * (C - 10)
+
+
+def test_nothing_leaves_a_canvas_that_is_steered(engine):
+    steps, result = run(engine, "roman 1994", settling=Settling(crop=True), canvas="M{20}")
+    assert steps[0].work.rows == 64 and steps[-1].computed is None and result.text.startswith("M")
+
+
+def test_cropped_answers_are_what_they_were_with_less_work(engine):
+    for prompt in ("roman 1994", "spell 1842", "upper hello world", "count 18 to 50"):
+        plain, expected = run(engine, prompt)
+        steps, result = run(engine, prompt, settling=Settling(crop=True))
+        assert result.text == expected.text
+        assert result.stats.full_steps < expected.stats.full_steps
+        assert sum(e.work.rows for e in steps) < sum(e.work.rows for e in plain)
