@@ -77,8 +77,9 @@ class Settled:
             self._wake(had_settled & ~told.calm)
         going_on = ~told.finished
         has_grown = self._grow(bool((~told.ended & going_on).any()), is_last=is_last)
-        if self.rule.crop and not has_grown and not is_last:
-            self.size = min(self.size, self._tiled(int(told.length[going_on].max(initial=0)) + 1))
+        if self.rule.crop < 1 and not has_grown and not is_last:
+            length = max(int(told.length[going_on].max(initial=0)) + 1, math.ceil(self.rule.crop * self.width))
+            self.size = min(self.size, self._tiled(length))
         self.is_confirming = bool((told.ready & going_on).any())
         is_full = is_last or has_grown or self.is_confirming or self.failed > self.rule.failures
         self.computed = None if is_full else self._unsettled((~self._mask()[going_on]).any(axis=0))

@@ -29,8 +29,9 @@ class Settling:
         start: share of the positions that a canvas begins with, for short answers; while its draft has no stop token
             there, they are doubled. The others are absent: nobody sees them, and a full step computes those that are
             present. 1 begins with all of them, as do canvases that are steered or whose text nothing ends.
-        crop: whether positions behind the text's end leave a canvas, once its draft has a stop token and all behind it
-            is certain: nobody sees them any more, and a full step computes the others. They come back as above.
+        crop: share of the positions that stay in any case; those behind the text's end leave a canvas once its draft
+            has a stop token and all behind it is certain: nobody sees them any more, and a full step computes the
+            others. They come back as above. 1 keeps all. What stays behind the end seems to serve as scratch paper.
         walk_every: steps, of which only the first one scores all ids of the vocabulary for all positions; in between
             these are scored over their heaviest groups (see `diet`). Full steps score all. None: every step does. A
             cutoff of soft embeddings then has no effect; with alternatives, `walk_every` has none.
@@ -45,17 +46,17 @@ class Settling:
     neighbours: int = 2
     failures: int = 2
     start: float = 1.0
-    crop: bool = False
+    crop: float = 1.0
     walk_every: int | None = None
     groups: int = 8
 
     def __post_init__(self) -> None:
         if isinstance(self.entropy, bool) or not isinstance(self.entropy, int | float) or not 0 < self.entropy < 1e9:
             raise DGemmaError(f"settling: entropy must be a number > 0 (nats), got {self.entropy!r}")
-        if isinstance(self.start, bool) or not isinstance(self.start, int | float) or not 0 < self.start <= 1:
-            raise DGemmaError(f"settling: start must be a share of the canvas, > 0 and <= 1, got {self.start!r}")
-        if type(self.crop) is not bool:
-            raise DGemmaError(f"settling: crop must be True or False, got {self.crop!r}")
+        for name in ("start", "crop"):
+            share = vars(self)[name]
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+                raise DGemmaError(f"settling: {name} must be a share of the canvas, > 0 and <= 1, got {share!r}")
         bounds = {"steps": 1, "neighbours": 0, "failures": 0, "walk_every": 1, "groups": 1}
         for name, least in bounds.items():
             value = vars(self)[name]

@@ -162,7 +162,7 @@ class CanvasState(Generic[Begun]):
         return (draft[:, : self.settled.size, None] == stops).any(axis=(1, 2))
 
     def _length(self, step: Step) -> mx.array:
-        """By row (B,), positions up to the first stop token of the draft, or to the last uncertain one; C without a stop."""
+        """By row (B,), positions up to the draft's first stop token, or to the last uncertain one; C without a stop."""
         size = step.draft.shape[1]
         if not self.may_crop:
             return mx.full(step.draft.shape[:1], size)

@@ -173,6 +173,7 @@ def test_nothing_settles_where_nothing_is_calm_and_then_all_is_as_without():
         {"failures": 1.5},
         {"start": 0},
         {"start": 8},
+        {"crop": 0},
     ],
 )
 def test_numbers_that_are_none(wrong):
@@ -288,12 +289,13 @@ def with_end(steps: int, end: int) -> Scripted:
     return denoiser
 
 
-ENDS = {"eos_token_id": [0], "settling": Settling(crop=True)}
+ENDS = {"eos_token_id": [0], "settling": Settling(crop=0.1)}
 
 
 def test_what_stands_behind_a_certain_end_leaves_the_canvas():
     events = denoised(with_end(12, 9), **ENDS)
     assert events[0].work.rows == C and events[1].computed == tuple(range(12))  # ten, one more, and a whole tile
+    assert denoised(with_end(12, 9), eos_token_id=[0], settling=Settling(crop=0.5))[1].work.rows == 16
     assert events[-1].finished and events[-1].computed == tuple(range(12))  # the confirming step's positions
     assert events[-1].draft.tolist() == [with_end(1, 9).answers[0].tolist()]
 
@@ -316,14 +318,14 @@ def test_what_has_left_comes_back_when_the_end_is_gone():
 
 
 def test_nothing_leaves_a_canvas_that_is_steered(engine):
-    steps, result = run(engine, "roman 1994", settling=Settling(crop=True), canvas="M{20}")
+    steps, result = run(engine, "roman 1994", settling=Settling(crop=0.1), canvas="M{20}")
     assert steps[0].work.rows == 64 and steps[-1].computed is None and result.text.startswith("M")
 
 
 def test_cropped_answers_are_what_they_were_with_less_work(engine):
     for prompt in ("roman 1994", "spell 1842", "upper hello world", "count 18 to 50"):
         plain, expected = run(engine, prompt)
-        steps, result = run(engine, prompt, settling=Settling(crop=True))
+        steps, result = run(engine, prompt, settling=Settling(crop=0.5))
         assert result.text == expected.text
         assert result.stats.full_steps < expected.stats.full_steps
         assert sum(e.work.rows for e in steps) < sum(e.work.rows for e in plain)
