@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
@@ -76,7 +75,8 @@ def model_config() -> DiffusionGemmaConfig:
 def load_start(folder: Path) -> DiffusionGemmaForBlockDiffusion:
     """A checkpoint to go on from; of one with another vocabulary, embeddings are carried over by token."""
     old: DiffusionGemmaForBlockDiffusion = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
-    theirs, ours = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(), TOKENIZER.get_vocab()
+    theirs: dict[str, int] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    ours = TOKENIZER.get_vocab()
     if theirs == ours:
         return old
     model = new_model()

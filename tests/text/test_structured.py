@@ -59,7 +59,7 @@ def writes(monkeypatch, engine):
             return from_logits(mx.broadcast_to(logits, (1, canvas, size)), query)
 
         monkeypatch.setattr(structured, "stitch", generate)
-        monkeypatch.setattr(ModelDenoiser, "begin", lambda self, canvas, soft: canvas)
+        monkeypatch.setattr(ModelDenoiser, "begin", lambda self, canvas, soft, slots: canvas)
         monkeypatch.setattr(ModelDenoiser, "finish", finish)
         monkeypatch.setattr(ModelDenoiser, "cancel", lambda self: None)
         return clamped
