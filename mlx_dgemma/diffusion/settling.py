@@ -66,4 +66,4 @@ class Settling:
                 raise DGemmaError(f"settling: {name} must be an integer >= {least}, got {value!r}")
 
 
-FAST = Settling(start=0.5)  # what `fast` means; docs/experiments.md has the table that says so
+FAST = Settling(crop=0.5)  # what `fast` means; docs/experiments.md has the table that says so
