@@ -164,7 +164,7 @@ class CanvasState(Generic[Begun]):
     def _length(self, step: Step) -> mx.array:
         """By row (B,), positions up to the draft's first stop token, or to the last uncertain one; C without a stop."""
         size = step.draft.shape[1]
-        if not self.may_crop:
+        if not self.may_crop or (self.settled is not None and self.settled.rule.crop == 1):
             return mx.full(step.draft.shape[:1], size)
         is_stop = (step.draft[..., None] == mx.array(self.config.stops)).any(axis=-1)
         open_ = (mx.cumsum(is_stop, axis=-1) == 0) | (step.entropy > CERTAIN)

@@ -9,13 +9,14 @@ few to hold any out, as there is only one empty Sudoku.
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 from mlx_dgemma.tasks import squares, words
 
 Draw = Callable[[random.Random], str]
+DrawPair = Callable[[random.Random], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Task:
     about: str
     example: str
     knows: Callable[[str], bool]
-    draw: Callable[[random.Random], tuple[str, str]]
+    draw: DrawPair
     solves: Callable[[str, str], bool]
     weight: float = 1.0
     think: Callable[[str], str] | None = None
@@ -74,18 +75,23 @@ def _knows_line(argument: str) -> bool:
     return matching(r"[a-z]{1,8}( [a-z]{1,8}){1,11}")(argument) and len(argument) <= 60
 
 
-def _one(
-    name: str, about: str, example: str, pattern: str | Callable[[str], bool], draw: Draw, solve: Callable[[str], str],
-    weight: float, think: Callable[[str], str] | None = None,
-) -> Task:  # fmt: skip
-    """A task with one right answer."""
+def solved(draw: Draw, solve: Callable[[str], str]) -> DrawPair:
+    """Draws an argument and its answer."""
 
     def draw_pair(rng: random.Random) -> tuple[str, str]:
         argument = draw(rng)
         return argument, solve(argument)
 
+    return draw_pair
+
+
+def _one(
+    name: str, about: str, example: str, pattern: str | Callable[[str], bool], draw: Draw, solve: Callable[[str], str],
+    weight: float, think: Callable[[str], str] | None = None,
+) -> Task:  # fmt: skip
+    """A task with one right answer."""
     knows = matching(pattern) if isinstance(pattern, str) else pattern
-    return Task(name, about, example, knows, draw_pair, lambda s, answer: answer == solve(s), weight, think)
+    return Task(name, about, example, knows, solved(draw, solve), lambda s, answer: answer == solve(s), weight, think)
 
 
 def _draw_line(rng: random.Random) -> tuple[str, str]:
@@ -102,7 +108,7 @@ TASKS: dict[str, Task] = {
         _one("reverse", "the letters backwards", "canvas", "[a-z]{1,20}", lambda r: words.draw_letters(r, 1, 20),
              lambda s: s[::-1], 0.8),
         _one("sort", "the letters in order", "diffusion", "[a-z]{1,12}", lambda r: words.draw_letters(r, 1, 12),
-             lambda s: "".join(sorted(s)), 1.0),
+             words.in_order, 1.0),
         _one("spell", "a number below 10000 in words", "1842", r"0|[1-9]\d{0,3}", lambda r: words.draw_digits(r, 1, 4),
              lambda s: words.spell(int(s)), 1.0),
         _one("roman", "a number below 4000 in Roman numerals", "1994", r"[1-9]\d{0,2}|[1-3]\d{3}", words.draw_roman,
@@ -128,10 +134,10 @@ TASKS: dict[str, Task] = {
 }  # fmt: skip
 
 
-def is_known(prompt: str) -> bool:
-    """Whether the embedded checkpoint has learned prompts of this kind; white space at its ends does not count."""
+def is_known(prompt: str, tasks: Mapping[str, Task] = TASKS) -> bool:
+    """Whether a prompt is of one of these kinds; white space at its ends does not count."""
     name, _, argument = prompt.strip().partition(" ")
-    return name in TASKS and TASKS[name].knows(argument)
+    return name in tasks and tasks[name].knows(argument)
 
 
 @dataclass(frozen=True)
@@ -152,9 +158,11 @@ def is_held_out(prompt: str) -> bool:
     return is_rare and zlib.crc32(prompt.encode()) % 20 == 0
 
 
-def examples(seed: int, *, held_out: bool, task: str | None = None) -> Iterator[Example]:
-    """An endless seeded stream of examples: one task, or all of them by weight."""
-    pool = [TASKS[task]] if task else list(TASKS.values())
+def examples(
+    seed: int, *, held_out: bool, task: str | None = None, tasks: Mapping[str, Task] = TASKS
+) -> Iterator[Example]:  # fmt: skip
+    """An endless seeded stream of examples: one of these tasks, or all of them by weight."""
+    pool = [tasks[task]] if task else list(tasks.values())
     for example in drawn(f"{seed}/{held_out}/{task}", pool):
         if is_held_out(example.prompt) == held_out:
             yield example
@@ -170,7 +178,8 @@ def drawn(seed: str, pool: list[Task]) -> Iterator[Example]:
         yield Example(chosen, chosen.prompt(argument), answer)
 
 
-def _given(n: int) -> Callable[[Example], bool]:
+def given(n: int) -> Callable[[Example], bool]:
+    """Whether a Sudoku has so many digits given."""
     return lambda example: example.prompt.count(squares.FREE) == 16 - n
 
 
@@ -187,8 +196,8 @@ TWO_GIVEN = "sudoku with 2 given"
 SHORTEST = "shortest arguments"
 # Rows of a table beside the tasks' own: a task, and which of its examples.
 _PARTS: dict[str, tuple[str, Callable[[Example], bool]]] = {
-    HARD: ("sudoku", _given(4)),
-    TWO_GIVEN: ("sudoku", _given(2)),
+    HARD: ("sudoku", given(4)),
+    TWO_GIVEN: ("sudoku", given(2)),
     "sums over a canvas": ("sums", _is_full),
     "shuffle over a canvas": ("shuffle", lambda example: len(example.answer) >= 45),
     "count over four canvases": ("count", _is_long),

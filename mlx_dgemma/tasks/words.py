@@ -70,6 +70,11 @@ def add_step_by_step(numbers: str) -> str:
     return "\n".join(lines)
 
 
+def in_order(letters: str) -> str:
+    """The same letters in order."""
+    return "".join(sorted(letters))
+
+
 def json_object(pairs: str) -> str:
     """A JSON object of "key value key value"; digits alone are a number."""
     words = pairs.split()
