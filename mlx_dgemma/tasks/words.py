@@ -124,7 +124,7 @@ def draw_span(rng: random.Random) -> str:
 def draw_line(rng: random.Random) -> str:
     """2 to 12 words that fill most of a canvas, or few of them; no two are the same."""
     n = rng.randint(2, 12)
-    words = {draw_letters(rng, 1, rng.choice((2, 4, 8))) for _ in range(n)}
+    words = dict.fromkeys(draw_letters(rng, 1, rng.choice((2, 4, 8))) for _ in range(n))  # a set has no order
     line = " ".join(sorted(words, key=lambda _: rng.random()))
     return line if len(words) > 1 and len(line) <= 60 else draw_line(rng)
 

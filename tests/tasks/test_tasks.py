@@ -1,7 +1,10 @@
 """Tasks: right answers known by heart, what is drawn, what is known, and what training never sees."""
 
+import os
 import random
 import re
+import subprocess
+import sys
 from itertools import islice, pairwise
 
 import pytest
@@ -89,6 +92,19 @@ def test_what_it_has_not_learned_is_not_known(prompt):
 def test_the_same_seed_makes_the_same_examples():
     first, again, other = ([e.prompt for e in islice(examples(s, held_out=False), 30)] for s in (1, 1, 2))
     assert first == again != other
+
+
+def test_the_same_seed_makes_the_same_examples_in_every_process():
+    """Texts hash otherwise in each, so that nothing drawn may hang on the order of a set."""
+    code = (
+        "from mlx_dgemma.tasks import ROWS, draw_examples as draw; "
+        "print([(e.prompt, e.answer) for row in ROWS for e in draw(row, 1, 3)])"
+    )
+    drawn = [
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
+        for seed in ("1", "2")
+    ]
+    assert drawn[0].returncode == 0 and drawn[0].stdout == drawn[1].stdout != b""
 
 
 def test_a_twentieth_is_held_out_but_for_the_shortest_and_the_empty():
