@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file, write_whole
-from mlx_dgemma.text.messages import Message, normalised
+from mlx_dgemma.text.messages import Message, last_asked, normalised
 from mlx_dgemma.text.request import Request
 from mlx_dgemma.text.tools import normalised_tools
 
@@ -49,7 +49,7 @@ class Session:
     def request(self, question: str | None) -> Request:
         """What is asked of an engine for the answer to a question; None goes on behind the results of its calls."""
         messages = [*self.messages, *_turn(question)]
-        seen = messages[self._last_asked(messages) :] if self.alone else messages
+        seen = messages[last_asked(messages) :] if self.alone else messages
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         seed = self.seed + sum(message["role"] == "user" for message in self.messages)
         return Request([*system, *seen], settings=self.settings, seed=seed, thinking=self.thinking, tools=self.tools)
@@ -86,17 +86,12 @@ class Session:
 
     def undo(self) -> str | None:
         """Takes the last turn away; what was asked in it, None if there is none."""
-        last = self._last_asked(self.messages)
+        last = last_asked(self.messages)
         if not self.messages[last:] or self.messages[last]["role"] != "user":
             return None
         question: str = self.messages[last]["content"]
         del self.messages[last:]
         return question
-
-    @staticmethod
-    def _last_asked(messages: list[Message]) -> int:
-        """Where the user's last turn is; 0 if there is none."""
-        return max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
 
     def set(self, name: str, value: str) -> None:
         """Gives a field of the settings, or the seed, a value.

@@ -15,6 +15,7 @@ from mlx_dgemma.server.answers import Answer
 from mlx_dgemma.server.errors import Refused, refusal
 from mlx_dgemma.server.worker import Worker
 from mlx_dgemma.text.engine import Engine
+from mlx_dgemma.text.messages import last_asked
 from mlx_dgemma.text.prompts import encode, prompt_ids
 from mlx_dgemma.text.request import Message, Request
 
@@ -93,10 +94,7 @@ class Service:
 
     def conversation(self, messages: list[Message]) -> list[Message]:
         """The messages that the model sees."""
-        if not self.alone:
-            return messages
-        asked = [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "user"]
-        return messages[asked[-1] :] if asked else messages
+        return messages[last_asked(messages) :] if self.alone else messages
 
 
 def _can_think(tokenizer: Tokenizer | None) -> bool:

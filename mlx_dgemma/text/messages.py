@@ -139,3 +139,9 @@ def _result(message: Message, open_calls: dict[str, str], where: str) -> Message
     if isinstance(content, list) and not all(isinstance(part, dict) and "type" in part for part in content):
         return {**made, "content": json.dumps(content, ensure_ascii=False)}
     return {**made, "content": _text(message, where) if isinstance(content, str | list | None) else json.dumps(content)}
+
+
+def last_asked(messages: Sequence[Any]) -> int:
+    """Where the user's last turn is among messages, also unchecked ones; 0 if there is none."""
+    asked = (i for i, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user")
+    return max(asked, default=0)
