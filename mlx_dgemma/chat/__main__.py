@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlx_dgemma.text.engine import Engine
     from mlx_dgemma.text.events import GenerationResult
 
-ALONE = "the embedded checkpoint answers each turn by itself, and knows a few tasks: spell 42, add 47 182, upper abc, …"
+ALONE = "the embedded checkpoint answers each turn by itself, and knows seven tasks: spell 42, roman 1994, upper abc, …"
 
 
 def build_parser() -> argparse.ArgumentParser:
