@@ -1,8 +1,8 @@
 """Batches of the embedded checkpoint's training: whole conversations, and one canvas of each answer."""
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jinja2
@@ -11,12 +11,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from torch import Tensor
 
 from mlx_dgemma.demo.vocabulary import END_OF_TURN, PAD, RESPONSE, TEMPLATE, build_tokenizer
-from mlx_dgemma.tasks import Example, examples
+from mlx_dgemma.tasks import TASKS, Example, examples
 from mlx_dgemma.tasks.talks import Talk, bare, draw_talks, thoughtful
 
 CANVAS = 64
 TOKENIZER = build_tokenizer()
-LONG, TALKS = 0.12, 0.15  # shares of the batches: answers of several canvases, and talks
+LONG, TALKS = 0.15, 0.3  # shares of the batches: answers of several canvases, and talks
+PROMPT = 0.1  # a prompt is mostly random letters, of which there is little to learn
 POOL = 2  # batches that are drawn together and sorted by length
 
 
@@ -26,7 +27,8 @@ class Batch:
 
     Attributes:
         ids: (B, T); prompt, answer, and fill up to whole canvases.
-        read: (B, T) bool; what the causal loss covers: prompt and answer with the token that ends it.
+        read: (B, T); weights in the causal loss: PROMPT of a prompt's tokens, 1 of an answer's and of the one that ends
+            it, 0 behind it.
         start: (B,); where the canvas begins.
         clean: (B, C); the canvas.
     """
@@ -79,28 +81,36 @@ def left_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def collate(talks: list[Talk], rng: random.Random) -> Batch:
     """One batch: of every answer a random one of its canvases."""
-    rows, reads, starts = [], [], []
+    rows, lengths, ends, starts = [], [], [], []
     for talk in talks:
         prompt, answer = encode(render(talk)), encode_answer(talk)
         fill = [PAD] * (-len(answer) % CANVAS)
         starts.append(len(prompt) + CANVAS * rng.randrange((len(answer) + CANVAS - 1) // CANVAS))
         rows.append([*prompt, *answer, *fill])
-        reads.append(len(prompt) + len(answer))
+        lengths.append(len(prompt))
+        ends.append(len(prompt) + len(answer))
     width = max(map(len, rows))
     ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
     clean = torch.tensor([row[start : start + CANVAS] for row, start in zip(rows, starts, strict=True)])
-    length = max(reads)
-    read = torch.arange(length) < torch.tensor(reads)[:, None]
+    length = max(ends)
+    position = torch.arange(length)
+    weight = torch.where(position < torch.tensor(lengths)[:, None], PROMPT, 1.0)
+    read = weight * (position < torch.tensor(ends)[:, None])
     return Batch(ids[:, :length], read, torch.tensor(starts), clean)
 
 
-def batches(seed: int, size: int) -> Iterator[Batch]:
-    """An endless seeded stream: bare tasks in one canvas, answers of several (a quarter as many), talks (likewise)."""
+def batches(seed: int, size: int, focus: Mapping[str, float] | None = None) -> Iterator[Batch]:
+    """An endless seeded stream: bare tasks in one canvas, answers of several (a quarter as many), talks (half).
+
+    `focus` holds factors on the shares of tasks by name.
+    """
     rng, chance = random.Random(f"{seed}/batches"), random.Random(f"{seed}/kinds")
-    anything, counts = examples(seed, held_out=False), examples(seed, held_out=False, task="count")
+    weights = {name: task.weight * (focus or {}).get(name, 1) for name, task in TASKS.items()}
+    tasks = {name: replace(task, weight=weights[name]) for name, task in TASKS.items()}
+    anything, counts = examples(seed, held_out=False, tasks=tasks), examples(seed, held_out=False, task="count")
     short = _batched((_short(example, chance) for example in anything if len(example.answer) < CANVAS), size, rng)
     long = _batched((bare(example) for example in counts if len(example.answer) >= CANVAS), size // 4, rng)
-    talks = _batched(draw_talks(seed, held_out=False), size // 4, rng)
+    talks = _batched(draw_talks(seed, held_out=False), size // 2, rng)
     while True:
         kind = rng.random()
         yield next(long if kind < LONG else talks if kind < LONG + TALKS else short)

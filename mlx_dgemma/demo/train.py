@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mlx_dgemma.tasks import TASKS
 from mlx_dgemma.terminal.cli import Parser, exit_code, require
 
 
@@ -26,7 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of data, corruption and weights (default: 0)")
     add("--start", type=Path, metavar="D", help="go on from this checkpoint")
     add("--rate", type=float, default=1.0, metavar="FACTOR", help="on both learning rates (default: 1)")
+    add("--focus", nargs="+", type=_factor, default=(), metavar="TASK=X", help="factors on the shares of tasks")
     return parser
+
+
+def _factor(text: str) -> tuple[str, float]:
+    """ "latin=0.5" as name and factor."""
+    name, _, factor = text.partition("=")
+    if name not in TASKS:
+        raise argparse.ArgumentTypeError(f"no task {name!r}; there are {', '.join(TASKS)}")
+    return name, float(factor)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 The objective is DeepMind's (google-deepmind/gemma, gemma/diffusion): one canvas of the answer at a time, each token
 replaced by a uniformly random one with probability t ~ U(0, 1) per example; unweighted cross-entropy over every canvas
 position; self-conditioning on half of the batches (a first pass without gradient); plus the encoder's autoregressive
-loss over prompt and answer with weight 1. Seeded: the same steps and thread count make the same checkpoint again.
+loss over prompt (a tenth) and answer with weight 1. Seeded: the same steps and thread count make the same checkpoint again.
 """
 
 import json
@@ -138,8 +138,8 @@ def encode_rows(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[T
 def training_loss(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[Tensor, Tensor]:
     """Denoiser loss and encoder loss (nats per token)."""
     causal, denoise = encode_rows(model, batch)
-    targets = batch.ids[:, 1:].masked_fill(~batch.read[:, 1:], -100)
-    encoder_loss = cross_entropy(causal[:, :-1].flatten(0, 1), targets.flatten())
+    losses = cross_entropy(causal[:, :-1].mT, batch.ids[:, 1:], reduction="none")
+    encoder_loss = (losses * batch.read[:, 1:]).sum() / batch.read[:, 1:].sum()
 
     corrupt = torch.rand(batch.clean.shape) < torch.rand(len(batch.clean), 1)
     noisy = torch.where(corrupt, torch.randint(causal.shape[-1], batch.clean.shape), batch.clean)
@@ -163,6 +163,7 @@ class Plan:
         seed: of data, corruption and initial weights.
         start: checkpoint to go on from; None starts afresh.
         rate: factor on both learning rates.
+        focus: factors on the shares of tasks, by name.
     """
 
     output: Path
@@ -173,6 +174,7 @@ class Plan:
     seed: int = 0
     start: Path | None = None
     rate: float = 1.0
+    focus: tuple[tuple[str, float], ...] = ()
 
 
 def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
@@ -182,7 +184,7 @@ def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
     model.set_experts_implementation("grouped_mm")
     optimizers = make_optimizers(model)
     peaks = [plan.rate * group["lr"] for o in optimizers for group in o.param_groups]
-    data, began, saved = batches(plan.seed, plan.batch_size), time.time(), time.time()
+    data, began, saved = batches(plan.seed, plan.batch_size, dict(plan.focus)), time.time(), time.time()
     step, done = 0, 0.0
     while done < 1:
         step += 1

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from mlx_dgemma import generate_text, load
 from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.demo import training
-from mlx_dgemma.demo.batches import CANVAS, TOKENIZER, batches, collate, encode, encode_answer, render
+from mlx_dgemma.demo.batches import CANVAS, PROMPT, TOKENIZER, batches, collate, encode, encode_answer, render
 from mlx_dgemma.demo.optimizer import make_optimizers, orthogonalise
 from mlx_dgemma.demo.vocabulary import END_OF_TURN, PAD, build_tokenizer
 from mlx_dgemma.tasks import draw_examples, is_held_out
@@ -52,7 +52,8 @@ def test_rows_are_prompt_and_answer_and_the_canvas_is_one_of_the_answers():
         prompt, answer = encode(render(talk)), encode_answer(talk)
         n = len(prompt) + len(answer)
         assert batch.ids[i, :n].tolist() == [*prompt, *answer]
-        assert batch.read[i].tolist() == [True] * n + [False] * (batch.read.shape[1] - n)
+        weights = [PROMPT] * len(prompt) + [1.0] * len(answer) + [0.0] * (batch.read.shape[1] - n)
+        assert batch.read[i].tolist() == pytest.approx(weights)
         begin = int(batch.start[i]) - len(prompt)
         assert 0 <= begin < len(answer) and begin % CANVAS == 0
         rest = answer[begin : begin + CANVAS]
@@ -70,7 +71,16 @@ def test_the_same_seed_makes_the_same_batches_and_none_holds_a_held_out_prompt()
     texts = [TOKENIZER.decode(row.tolist(), skip_special_tokens=False) for b in first for row in b.ids]
     prompts = [part.split("<turn|>")[0] for text in texts for part in text.split("<|turn>user\n")[1:]]
     assert len(prompts) > 150 and not any(is_held_out(p) for p in prompts if not p.startswith("ask "))
-    assert {len(b.ids) for b in first} == {8, 2}
+    assert {len(b.ids) for b in first} == {8, 4, 2}
+
+
+def test_a_focus_changes_the_shares_of_tasks():
+    def shares(focus):
+        drawn = [b for b in islice(batches(0, 32, focus), 12) if len(b.ids) == 32]
+        texts = [TOKENIZER.decode(row.tolist(), skip_special_tokens=False) for b in drawn for row in b.ids]
+        return sum("<|turn>user\njson " in text for text in texts) / len(texts)
+
+    assert shares({"json": 100}) > 0.7 > 0.2 > shares(None) > 0 == shares({"json": 0})
 
 
 @torch.no_grad()
@@ -94,13 +104,14 @@ def test_canvases_see_what_the_cached_path_shows_them(model, batch):
 def test_the_encoder_reads_prompt_and_answer_causally(model, batch):
     causal = training.encode_rows(model, batch)[0]
     total, count = 0.0, 0
-    for i, n in enumerate(batch.read.sum(1).tolist()):
+    for i, n in enumerate((batch.read > 0).sum(1).tolist()):
         ids = batch.ids[i : i + 1, :n]
         hidden = model.model.encoder(input_ids=ids).last_hidden_state
         alone = 30 * torch.tanh(model.lm_head(hidden) / 30)
         torch.testing.assert_close(causal[i : i + 1, :n], alone, atol=2e-4, rtol=1e-3)
-        total += cross_entropy(alone[0, :-1], ids[0, 1:], reduction="sum").item()
-        count += n - 1
+        weights = batch.read[i, 1:n]
+        total += (cross_entropy(alone[0, :-1], ids[0, 1:], reduction="none") * weights).sum().item()
+        count += weights.sum().item()
     assert training.training_loss(model, batch)[1].item() == pytest.approx(total / count, rel=1e-4)
 
 
