@@ -3,7 +3,7 @@
 The objective is DeepMind's (google-deepmind/gemma, gemma/diffusion): one canvas of the answer at a time, each token
 replaced by a uniformly random one with probability t ~ U(0, 1) per example; unweighted cross-entropy over every canvas
 position; self-conditioning on half of the batches (a first pass without gradient); plus the encoder's autoregressive
-loss over prompt (a tenth) and answer with weight 1. Seeded: the same steps and thread count make the same checkpoint again.
+loss over prompt (a tenth) and answer. Seeded: the same steps and thread count make the same checkpoint again.
 """
 
 import json
