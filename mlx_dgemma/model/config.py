@@ -6,13 +6,13 @@ the result and is not supported is refused by name.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file
+from mlx_dgemma.model.fields import positive_float, positive_int, refuse_unsupported
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MODEL_TYPE = "diffusion_gemma"
@@ -96,15 +96,15 @@ class ModelConfig:
         text = content.get("text_config")
         if not isinstance(text, dict):
             raise DGemmaError("text_config is missing")
-        _refuse_unsupported(content, "")
-        _refuse_unsupported(text, "text_config.")
+        refuse_unsupported(content, _ONLY_SUPPORTED, "")
+        refuse_unsupported(text, _ONLY_SUPPORTED, "text_config.")
         eos = content.get("eos_token_id", text.get("eos_token_id"))
         config = cls(
-            **{name: _positive_int(text, name) for name in _TEXT_SIZES},
-            rms_norm_eps=_positive_float(text, "rms_norm_eps", 1e-6),
-            final_logit_softcapping=_positive_float(text, "final_logit_softcapping", 30.0),
-            max_position_embeddings=_positive_int(text, "max_position_embeddings", 131_072),
-            canvas_length=_positive_int(content, "canvas_length", 256, section=""),
+            **{name: positive_int(text, name) for name in _TEXT_SIZES},
+            rms_norm_eps=positive_float(text, "rms_norm_eps", 1e-6),
+            final_logit_softcapping=positive_float(text, "final_logit_softcapping", 30.0),
+            max_position_embeddings=positive_int(text, "max_position_embeddings", 131_072),
+            canvas_length=positive_int(content, "canvas_length", 256, section=""),
             layers=_layers(text),
             eos_token_id=_ids("eos_token_id", eos),
             quantization=quantization_of(content),
@@ -138,38 +138,11 @@ _TEXT_SIZES = (
 )
 
 
-def _refuse_unsupported(section: dict[str, Any], prefix: str) -> None:
-    for name, supported in _ONLY_SUPPORTED.items():
-        if name in section and section[name] not in supported:
-            allowed = " or ".join(map(repr, supported))
-            raise DGemmaError(f"{prefix}{name} is {section[name]!r}, only {allowed} is supported")
-
-
 def _ids(name: str, value: Any) -> tuple[int, ...]:
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(type(token) is int and token >= 0 for token in ids):
         raise DGemmaError(f"{name} is {value!r}, it must be a token id or a list of them")
     return ids
-
-
-def _positive_int(values: dict[str, Any], name: str, default: int | None = None, section: str = "text_config.") -> int:
-    value = values.get(name, default)
-    if value is None:
-        raise DGemmaError(f"{section}{name} is missing")
-    if type(value) is not int or not 0 < value < 2**31:
-        raise DGemmaError(f"{section}{name} is {value!r}, it must be a positive integer")
-    return value
-
-
-def _positive_float(
-    values: dict[str, Any], name: str, default: float | None = None, section: str = "text_config."
-) -> float:
-    value = values.get(name, default)
-    if value is None:
-        raise DGemmaError(f"{section}{name} is missing")
-    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
-        raise DGemmaError(f"{section}{name} is {value!r}, it must be a positive number")
-    return float(value)
 
 
 def _layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
@@ -178,20 +151,20 @@ def _layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
     for index, kind in enumerate(_layer_types(text)):
         override = overrides.get(index, {})
         sizes = {**text, **override}
-        head_dim = _positive_int(sizes, "head_dim")
-        kv_heads = _positive_int(sizes, "num_key_value_heads")
-        if _positive_int(text, "num_attention_heads") % kv_heads:
+        head_dim = positive_int(sizes, "head_dim")
+        kv_heads = positive_int(sizes, "num_key_value_heads")
+        if positive_int(text, "num_attention_heads") % kv_heads:
             raise DGemmaError(
                 f"layer {index} has {kv_heads} key-value heads, "
                 f"which does not divide num_attention_heads ({text['num_attention_heads']})"
             )
-        window = _positive_int(text, "sliding_window") if kind == SLIDING else None
+        window = positive_int(text, "sliding_window") if kind == SLIDING else None
         layers.append(LayerConfig(head_dim, kv_heads, window, _rope(text, kind)))
     return tuple(layers)
 
 
 def _layer_types(text: dict[str, Any]) -> list[str]:
-    count = _positive_int(text, "num_hidden_layers")
+    count = positive_int(text, "num_hidden_layers")
     if count > MAX_LAYERS:
         raise DGemmaError(f"text_config.num_hidden_layers is {count}, more than {MAX_LAYERS}")
     types = text.get("layer_types")
@@ -224,8 +197,8 @@ def _rope(text: dict[str, Any], kind: str) -> dict[str, Any]:
     where = f"text_config.rope_parameters.{kind}"
     if not isinstance(rope, dict):
         raise DGemmaError(f"{where} is {rope!r}, it must be an object")
-    _positive_float(rope, "rope_theta", section=f"{where}.")
-    if _positive_float(rope, "partial_rotary_factor", 1.0, section=f"{where}.") > 1:
+    positive_float(rope, "rope_theta", section=f"{where}.")
+    if positive_float(rope, "partial_rotary_factor", 1.0, section=f"{where}.") > 1:
         raise DGemmaError(f"{where}.partial_rotary_factor is {rope['partial_rotary_factor']!r}, it must be at most 1")
     rope_type = rope.get("rope_type", "default")
     if rope_type not in ("default", "proportional"):
@@ -278,6 +251,6 @@ def _check_format(where: str, options: Any) -> None:
     if not isinstance(options, dict):
         raise DGemmaError(f"{where} is {options!r}, it must be an object")
     for name in ("group_size", "bits"):
-        _positive_int(options, name, section=f"{where}.")
+        positive_int(options, name, section=f"{where}.")
     if not isinstance(options.get("mode", "affine"), str):
         raise DGemmaError(f"{where}.mode is {options['mode']!r}, it must be a name")
