@@ -52,8 +52,14 @@ TEXT_RULES = (
     Rule(re.compile(r"(model\.decoder\.layers\.\d+\.experts\.(gate_up|down)_proj)"), r"\1.weight"),
     Rule(re.compile(r"(model\.decoder\..*)"), r"\1"),
 )
+VESTIGIAL = Rule(re.compile(r"model\.encoder\.embed_vision\.embedding\..*"), reason="vestigial, nothing reads it")
+VISION_RULES = (
+    VESTIGIAL,
+    Rule(re.compile(r"(model\.encoder\.vision_tower\..*_proj)\.linear(\..*)"), r"\1\2"),  # a wrapper that clips nothing
+    Rule(VISION, r"\g<0>"),
+)
 # First match wins. Names that match nothing are errors.
-RULES = (Rule(VISION, reason="images are not supported yet"), *TEXT_RULES)
+RULES = (*VISION_RULES, *TEXT_RULES)
 
 
 def target_name(name: str, rules: tuple[Rule, ...] = RULES) -> str | None:

@@ -5,14 +5,14 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
+from mlx_dgemma.checkpoint.eyes import apart, find_eyes
 from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, sha256, shard_files
 from mlx_dgemma.checkpoint.pieces import SENTENCEPIECE, SentencePieceTokenizer
 from mlx_dgemma.checkpoint.tokenizer import JSON, FastTokenizer
+from mlx_dgemma.checkpoint.weights import FLOATS, check_dtype, check_tensors, fill, quantize
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file
@@ -24,7 +24,6 @@ from mlx_dgemma.model.layers import GatedMLP
 from mlx_dgemma.model.moe import Router
 
 EMBEDDED = Path(__file__).parent / "embedded"
-_FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 _DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -32,6 +31,7 @@ def load(
     path_or_repo: str | Path | None = None,
     *,
     dtype: mx.Dtype | None = None,
+    vision_dtype: mx.Dtype = mx.float32,
     revision: str | None = None,
     verify: bool = False,
 ) -> tuple[DiffusionGemma, FastTokenizer | SentencePieceTokenizer | None]:
@@ -40,6 +40,8 @@ def load(
     Args:
         path_or_repo: a local folder, a hub repository ("owner/name"), or None for the embedded checkpoint.
         dtype: of weights and activations; by default the checkpoint's own on a GPU and float32 on the CPU.
+        vision_dtype: of the vision tower, whose weights are read at the first image; bfloat16 halves their memory, and
+            is coarse where activations reach tens of thousands.
         revision: branch, tag or commit of a hub repository.
         verify: compare the files with the SHA-256 sums that the converter noted in convert.json.
 
@@ -54,7 +56,7 @@ def load(
     if verify:
         check_sums(folder)
     with memory.explained():
-        return load_model(folder, config, dtype), load_tokenizer(folder)
+        return load_model(folder, config, dtype, vision_dtype=vision_dtype), load_tokenizer(folder)
 
 
 def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Path:
@@ -106,20 +108,20 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def load_model(
-    folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None, *, fuse: bool = True
-) -> DiffusionGemma:
+    folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None, *, fuse: bool = True,
+    vision_dtype: mx.Dtype = mx.float32,
+) -> DiffusionGemma:  # fmt: skip
     """Builds the model and fills in its weights, one tensor in memory beyond those already loaded.
 
     With `fuse` matrices that read the same input become one, which is faster; without it parameters keep the
-    checkpoint's names.
+    checkpoint's names. The vision tower's weights stay on the disk (`checkpoint.eyes`).
     """
-    sources = by_target(read_headers(folder))
+    sources, vision = apart(by_target(read_headers(folder)))
     model = build_model(config, set(sources))
-    _check_shapes(sources, model.tensors())
-    dtype = _choose_dtype(dtype, sources["model.decoder.norm.weight"])
-    model.load_weights(list(_read_weights(sources, dtype).items()))
-    for parameter in model.tensors().values():
-        mx.eval(parameter)  # one by one, so that a converted tensor's source is gone before the next is read
+    check_tensors(sources, model.tensors())
+    dtype, vision_dtype = _choose_dtype(dtype, sources["model.decoder.norm.weight"]), check_dtype(vision_dtype)
+    model.eyes, model.no_eyes = find_eyes(folder, config, vision, dtype, vision_dtype)
+    fill(model, sources, dtype)
     for module in model.modules() if fuse else ():
         if isinstance(module, Attention | GatedMLP | Router):
             module.fuse()
@@ -135,71 +137,14 @@ def build_model(config: ModelConfig, names: Collection[str] = ()) -> DiffusionGe
         model = DiffusionGemma(config)
     except (ValueError, OverflowError, MemoryError) as error:
         raise DGemmaError(f"config.json: no arrays have its sizes ({first_line(error)}); download it again") from None
-    if config.quantization is None:
-        return model
-    options = dict(config.quantization)
-    default = {key: options.pop(key) for key in ("group_size", "bits", "mode") if key in options}
-
-    def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if not hasattr(module, "to_quantized"):
-            return False
-        own: bool | dict[str, Any] = options.get(path, f"{path}.scales" in names)
-        return own
-
-    try:
-        nn.quantize(model, **default, class_predicate=predicate)
-    except (ValueError, TypeError) as error:
-        raise DGemmaError(f"config.json: quantization cannot be applied: {first_line(error)}") from None
+    quantize(model, config.quantization, names)
     return model
 
 
-def _check_shapes(sources: dict[str, TensorInfo], parameters: dict[str, mx.array]) -> None:
-    for target, parameter in parameters.items():
-        if target not in sources:
-            raise DGemmaError(f"tensor {target} {parameter.shape} is missing from the checkpoint; download it again")
-        if sources[target].shape != parameter.shape:
-            info = sources[target]
-            raise DGemmaError(
-                f"{info.file.name}: tensor {info.name} has shape {info.shape}, config.json asks for {parameter.shape}"
-            )
-    unexpected = sorted(set(sources) - set(parameters))
-    if unexpected:
-        raise DGemmaError(f"unexpected tensor {unexpected[0]}; config.json describes another model")
-
-
 def _choose_dtype(dtype: mx.Dtype | None, norm: TensorInfo) -> mx.Dtype:
-    on_cpu = cpu.on_cpu()
     if dtype is None:
-        dtype = mx.float32 if on_cpu else _FLOATS.get(norm.dtype, mx.bfloat16)
-    if dtype not in _FLOATS.values():
-        raise DGemmaError(f"dtype {dtype} is not supported, use bfloat16, float16 or float32")
-    if on_cpu and dtype != mx.float32:
-        raise DGemmaError(f"dtype {dtype} needs a GPU (MLX's CPU lacks it or is wrong by percents); use float32")
-    return dtype
-
-
-def _read_weights(sources: dict[str, TensorInfo], dtype: mx.Dtype) -> dict[str, mx.array]:
-    """Lazy arrays by target; floats converted to dtype, packed integers as they are."""
-    weights = {}
-    files = {file: _lazy_arrays(file) for file in {info.file for info in sources.values()}}
-    for target, info in sources.items():
-        array = files[info.file].pop(info.name)
-        if info.dtype in _FLOATS:
-            array = array.astype(dtype)
-        elif info.dtype not in ("U32", "U8"):
-            raise DGemmaError(f"{info.file.name}: tensor {info.name} is {info.dtype}, which is not supported")
-        weights[target] = array
-    return weights
-
-
-def _lazy_arrays(file: Path) -> dict[str, mx.array]:
-    """MLX's own reading of a file, which may refuse a header that ours takes: metadata that are no texts, say."""
-    try:
-        arrays = mx.load(str(file), format="safetensors")
-    except (RuntimeError, ValueError) as error:
-        raise DGemmaError(f"{file} cannot be read ({first_line(error)}); download it again") from None
-    assert isinstance(arrays, dict)  # what this format is read as
-    return arrays
+        dtype = mx.float32 if cpu.on_cpu() else FLOATS.get(norm.dtype, mx.bfloat16)
+    return check_dtype(dtype)
 
 
 def _generation_defaults(folder: Path, config: ModelConfig) -> GenerationConfig:

@@ -9,15 +9,15 @@ from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from mlx_dgemma.errors import ContextOverflow
+from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.model import fused
 from mlx_dgemma.model.attention import Attention, Extend, Place
 from mlx_dgemma.model.cache import PrefixCache, Slots
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
-from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap
+from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap, tensors
 from mlx_dgemma.model.moe import Experts, Router
+from mlx_dgemma.model.vision import Eyes
 
 
 class Layer(nn.Module):
@@ -108,23 +108,38 @@ def _denoising(cache: PrefixCache, layer: int, slots: Slots | None) -> Place:
 
 
 class DiffusionGemma(nn.Module):
-    """The model in both modes; `encode` extends a prefix cache, `denoise` only reads it."""
+    """The model in both modes; `encode` extends a prefix cache, `denoise` only reads it.
+
+    Attributes:
+        eyes: what sees images, none of whose weights are parameters of this module; None where nothing does.
+        no_eyes: why not, in one line.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.model = Backbone(config)
+        self.eyes: Eyes | None = None
+        self.no_eyes = "this model was made without a vision tower; load it from a checkpoint that has one"
 
     def tensors(self) -> dict[str, mx.array]:
         """All parameters by name."""
-        found: dict[str, mx.array] = {}
-        tree_flatten(self.parameters(), destination=found)
-        return found
+        return tensors(self)
 
     @property
     def nbytes(self) -> int:
         """Of all parameters."""
         return sum(parameter.nbytes for parameter in self.tensors().values())
+
+    def require_eyes(self) -> Eyes:
+        """What sees images.
+
+        Raises:
+            DGemmaError: the checkpoint cannot see, and why.
+        """
+        if self.eyes is None:
+            raise DGemmaError(self.no_eyes)
+        return self.eyes
 
     def make_cache(self) -> PrefixCache:
         """An empty prefix."""

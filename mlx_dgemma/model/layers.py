@@ -5,8 +5,16 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_dgemma.model import fused
+
+
+def tensors(module: nn.Module) -> dict[str, mx.array]:
+    """All parameters by name."""
+    found: dict[str, mx.array] = {}
+    tree_flatten(module.parameters(), destination=found)
+    return found
 
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:

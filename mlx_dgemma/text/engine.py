@@ -53,11 +53,12 @@ class Engine:
         path_or_repo: str | Path | None = None,
         *,
         dtype: mx.Dtype | None = None,
+        vision_dtype: mx.Dtype = mx.float32,
         revision: str | None = None,
         verify: bool = False,
     ) -> Engine:
         """An engine for a checkpoint; see `checkpoint.loading.load`."""
-        model, tokenizer = load(path_or_repo, dtype=dtype, revision=revision, verify=verify)
+        model, tokenizer = load(path_or_repo, dtype=dtype, vision_dtype=vision_dtype, revision=revision, verify=verify)
         return cls(model, tokenizer, "embedded" if path_or_repo is None else str(path_or_repo))
 
     def prepare(self, request: Request) -> Run:
