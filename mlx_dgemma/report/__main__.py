@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--png", metavar="PREFIX", nargs="?", const="", help=about + "without .html); needs matplotlib")
     about = "a picture to share too: the first canvas at four steps, in light and dark (default: the page's name with "
     add("--svg", metavar="FILE", nargs="?", const="", help=about + ".svg)")
-    about = "an animation to share too, a frame a step (default: the page's name with .gif); needs Pillow"
+    about = "an animation to share too, a frame a step (default: the page's name with .gif)"
     add("--gif", metavar="FILE", nargs="?", const="", help=about)
     add("--columns", type=int, metavar="N", help="characters a row of --svg and --gif (default: as many as fit)")
     add("--play", action="store_true", help="replay the run on the terminal; a page is written only with -o")
@@ -94,10 +94,6 @@ def _check_packages(args: argparse.Namespace) -> None:
         from mlx_dgemma.report.plots import check_matplotlib
 
         check_matplotlib()
-    if args.gif is not None:
-        from mlx_dgemma.report.gif import check_pillow
-
-        check_pillow()
 
 
 def _written(trace: Trace, args: argparse.Namespace) -> list[Path]:

@@ -1,11 +1,10 @@
-"""A run as an animated GIF, a frame a step. Needs Pillow (the `plots` extra)."""
+"""A run as an animated GIF, a frame a step."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import write_whole
 from mlx_dgemma.report.layout import ADVANCE, Frame, Grid, frames, glyphs, grid, headline, origin, place
 from mlx_dgemma.report.svg import CLASSES, LIGHT, colour_of
@@ -22,12 +21,6 @@ COLOURS = dict(zip(CLASSES, LIGHT, strict=True))
 SHADES = 12  # of each colour, for the edges of letters
 
 
-def check_pillow() -> None:
-    """Raises a DGemmaError if Pillow is not installed."""
-    if find_spec("PIL") is None:
-        raise DGemmaError("--gif needs Pillow, which is not installed: pip install 'mlx-dgemma[plots]'")
-
-
 def write_gif(trace: Trace, path: str | Path, across: int | None = None) -> None:
     """Writes the animation of a trace: every step of its first sample, canvas by canvas.
 
@@ -37,9 +30,8 @@ def write_gif(trace: Trace, path: str | Path, across: int | None = None) -> None
         across: columns; None takes as many as fit.
 
     Raises:
-        DGemmaError: no Pillow, or the file cannot be written there.
+        DGemmaError: the file cannot be written there.
     """
-    check_pillow()
     first, *others = _images(trace, across)
     times = [STEP] * len(others) + [LAST]
     options = dict(save_all=True, append_images=others, duration=times, loop=0, optimize=False)

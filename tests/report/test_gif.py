@@ -59,7 +59,7 @@ def test_hostile_and_foreign_texts_in_a_gif(trace, tmp_path):
 
 
 def test_a_gif_without_matplotlib_has_another_font(trace, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlx_dgemma.report.gif.find_spec", lambda name: name == "PIL" or None)
+    monkeypatch.setattr("mlx_dgemma.report.gif.find_spec", lambda name: None)
     write_gif(trace, tmp_path / "run.gif")
     assert (tmp_path / "run.gif").stat().st_size > 1000
 
@@ -101,14 +101,6 @@ def test_a_picture_never_replaces_the_trace(saved, capsys):
             f"the picture would replace the trace {saved}; give another name with {option}" in capsys.readouterr().err
         )
     assert saved.read_bytes() == before
-
-
-def test_without_pillow_a_line_says_how_to_get_it(saved, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mlx_dgemma.report.gif.find_spec", lambda name: None)
-    assert main([str(saved), "-o", str(tmp_path / "x.html"), "--gif"]) == 1
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "pip install 'mlx-dgemma[plots]'" in err
-    assert os.listdir(tmp_path) == []
 
 
 def test_an_svg_needs_neither_pillow_nor_matplotlib(saved, tmp_path):
