@@ -5,6 +5,7 @@ from tests.fuzz import (
     config,
     conversions,
     headers,
+    images,
     journals,
     options,
     prompts,
@@ -16,6 +17,7 @@ from tests.fuzz import (
 from tests.fuzz.kind import Kind
 
 MODULES = (
-    prompts, steering, settings, options, config, tokenizers, chat_templates, headers, traces, journals, conversions,
+    prompts, steering, settings, options, config, tokenizers, chat_templates, headers, traces, journals, images,
+    conversions,
 )  # fmt: skip
 KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in MODULES}
