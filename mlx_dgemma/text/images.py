@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -49,7 +49,7 @@ class Picture:
 
     width: int
     height: int
-    pixels: np.ndarray
+    pixels: np.ndarray = field(repr=False)
     patch: int
     pool: int
     budget: int
