@@ -1,8 +1,9 @@
 """Grouped-query attention over the prefix cache; the same module serves encoder and denoiser mode.
 
-The caller decides where the new tokens stand (`Place`): what their keys and values do to which prefix, and whether they
-see each other causally (encoder mode) or both ways (denoiser mode). Rows of a batch may stand behind prefixes of their
-own, of any lengths: all but the attention itself is then still computed for all rows at once.
+The caller decides where the new tokens stand (`Place`): what their keys and values do to which prefix, and how they
+see each other: causally (text in encoder mode) or both ways (denoiser mode, and an image in encoder mode). Rows of a
+batch may stand behind prefixes of their own, of any lengths: all but the attention itself is then still computed for
+all rows at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import mlx.nn as nn
 
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
 from mlx_dgemma.model.layers import fuse_linears, rms_norm, rope
-from mlx_dgemma.model.scores import attend_all, attend_causally
+from mlx_dgemma.model.scores import Attend
 
 Extend = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 
@@ -24,13 +25,13 @@ class Place(NamedTuple):
     Attributes:
         offset: position of the first.
         extend: takes their keys and values, (B, kv_heads, T, D) each, and returns all that they can see.
-        is_causal: whether each sees those before it only.
+        attend: which of all that each of them sees.
         at: (T,), how far behind `offset` each stands; None where they follow one another.
     """
 
     offset: int
     extend: Extend
-    is_causal: bool
+    attend: Attend
     at: mx.array | None = None
 
 
@@ -74,9 +75,7 @@ class Attention(nn.Module):
         q, k = qk[:, : self.heads], qk[:, self.heads :]  # (B, heads, T, D) and (B, kv_heads, T, D)
         v = heads[:, :, -self.kv_heads :].transpose(0, 2, 1, 3)  # without a projection of their own, the raw keys
         keys, values = place.extend(k, v)  # (B, kv_heads, S, D): what this layer can see
-        if place.is_causal:
-            return attend_causally(q, keys, values, self.window)
-        return attend_all(q, keys, values)
+        return place.attend(q, keys, values, self.window)
 
     def _turned(self, qk: mx.array, place: Place) -> mx.array:
         """Queries and keys (B, T, heads, D) with their positions in them -> (B, heads, T, D)."""

@@ -113,10 +113,10 @@ class PrefixCache:
         self.length = 0
 
     def reserve(self, tokens: int) -> None:
-        """Full layers will make room for so many tokens at once when they next grow."""
+        """Full layers will make room for at least so many tokens at once when they next grow."""
         for layer in self.layers:
             if layer.window is None:
-                layer.reserved = tokens
+                layer.reserved = max(layer.reserved, tokens)
 
     def snapshot(self) -> list[Buffers]:
         """The buffers as they are, for `restore`; as long as it is held, the next write copies them."""

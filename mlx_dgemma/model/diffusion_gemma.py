@@ -17,6 +17,7 @@ from mlx_dgemma.model.cache import PrefixCache, Slots
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
 from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap, tensors
 from mlx_dgemma.model.moe import Experts, Router
+from mlx_dgemma.model.scores import Attend, attend_all, attend_causally, attend_image
 from mlx_dgemma.model.vision import Eyes
 
 
@@ -104,7 +105,7 @@ class Backbone(nn.Module):
 def _denoising(cache: PrefixCache, layer: int, slots: Slots | None) -> Place:
     """Where a canvas, or some positions of one, stands behind a prefix."""
     extend = partial(cache.layers[layer].overlay, slots=slots)
-    return Place(cache.length, extend, False, None if slots is None else slots.at)
+    return Place(cache.length, extend, attend_all, None if slots is None else slots.at)
 
 
 class DiffusionGemma(nn.Module):
@@ -121,6 +122,7 @@ class DiffusionGemma(nn.Module):
         self.model = Backbone(config)
         self.eyes: Eyes | None = None
         self.no_eyes = "this model was made without a vision tower; load it from a checkpoint that has one"
+        self.image_mask: Attend = attend_image
 
     def tensors(self) -> dict[str, mx.array]:
         """All parameters by name."""
@@ -152,25 +154,39 @@ class DiffusionGemma(nn.Module):
             The last hidden states, normed, (B, T, H), of which `logits` makes what the causal model expects next. Where
             nobody asks for them, the last layer's output is never computed.
         """
-        hidden = self._encode(tokens, cache, [layer.append for layer in cache.layers])
-        cache.length += tokens.shape[1]
+        return self._append(self._embed(tokens), cache, attend_causally)
+
+    def encode_image(self, features: mx.array, cache: PrefixCache) -> mx.array:
+        """Encoder mode: appends an image to the prefix, whose tokens see each other as `image_mask` says.
+
+        Args:
+            features: what the tower made of the whole image, (B, N, H); not scaled as embeddings of ids are.
+            cache: the prefix.
+
+        Returns:
+            As `encode`, (B, N, H).
+        """
+        return self._append(features.astype(self._dtype), cache, self.image_mask)
+
+    def _append(self, h: mx.array, cache: PrefixCache, attend: Attend) -> mx.array:
+        hidden = self._encode(h, cache, [layer.append for layer in cache.layers], attend)
+        cache.length += h.shape[1]
         return hidden
 
     def peek(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
         """What `encode` gives, (B, T, H), and the prefix stays as it was."""
-        return self._encode(tokens, cache, [layer.overlay for layer in cache.layers])
+        return self._encode(self._embed(tokens), cache, [layer.overlay for layer in cache.layers], attend_causally)
 
-    def _encode(self, tokens: mx.array, cache: PrefixCache, extends: Sequence[Extend]) -> mx.array:
-        length = tokens.shape[1]
+    def _encode(self, h: mx.array, cache: PrefixCache, extends: Sequence[Extend], attend: Attend) -> mx.array:
+        length = h.shape[1]
         if cache.length + length > self.config.max_position_embeddings:
             raise ContextOverflow(
                 f"{cache.length + length} prefix tokens exceed max_position_embeddings "
                 f"({self.config.max_position_embeddings}); shorten the prompt"
             )
-        h = self._embed(tokens)
         scalars = self.model.encoder.language_model.layers
         for layer, own, extend in zip(self.model.decoder.layers, scalars, extends, strict=True):
-            h = layer(h, [Place(cache.length, extend, True)], own.layer_scalar)
+            h = layer(h, [Place(cache.length, extend, attend)], own.layer_scalar)
         normed: mx.array = self.model.decoder.norm(h)
         return normed
 

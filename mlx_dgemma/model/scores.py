@@ -14,13 +14,14 @@ import mlx.core as mx
 
 from mlx_dgemma.model import cpu
 
+Attend = Callable[[mx.array, mx.array, mx.array, int | None], mx.array]  # queries, keys, values, window
 SCORE_BYTES = 128 << 20  # of the scores of a block, on a GPU
 BAND_ROWS = 256  # rows per block under a sliding window: each reads window + 255 keys
 MLX_BOUNDS_FROM = 1024  # causal half-precision queries at head_dim 512, from which MLX bounds the scores on Metal
 
 
-def attend_all(q: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-    """Every query sees every key (denoiser mode) -> (B, heads, T, D)."""
+def attend_all(q: mx.array, keys: mx.array, values: mx.array, window: int | None = None) -> mx.array:
+    """Every query sees every key (denoiser mode), whatever the window -> (B, heads, T, D)."""
     batch, heads, length, head_dim = q.shape
     kv_heads = keys.shape[1]
     # no order among the queries: those of the heads that share keys become rows of one product, which reads them once
@@ -49,6 +50,42 @@ def attend_causally(q: mx.array, keys: mx.array, values: mx.array, window: int |
 
     rows = _rows(q, visible) if band is None else min(_rows(q, min(visible, band + BAND_ROWS)), BAND_ROWS)
     return _in_blocks(q, rows, attend)
+
+
+def attend_image(q: mx.array, keys: mx.array, values: mx.array, window: int | None) -> mx.array:
+    """The tokens of an image see all of it, and of what stands before it what a window lets them -> (B, heads, T, D).
+
+    As transformers' DiffusionGemma has it; Gemma 4 there, and Google's JAX, have `attend_image_in_window`.
+    """
+    return _attend_image(q, keys, values, window, is_whole=True)
+
+
+def attend_image_in_window(q: mx.array, keys: mx.array, values: mx.array, window: int | None) -> mx.array:
+    """In sliding layers the tokens of an image see what follows in it, and no further back than the window; full layers
+    are causal -> (B, heads, T, D)."""
+    if window is None:
+        return attend_causally(q, keys, values, None)
+    return _attend_image(q, keys, values, window, is_whole=False)
+
+
+IMAGE_MASKS: dict[str, Attend] = {"reference": attend_image, "google": attend_image_in_window}
+
+
+def _attend_image(
+    q: mx.array, keys: mx.array, values: mx.array, window: int | None, *, is_whole: bool
+) -> mx.array:  # fmt: skip
+    length, visible = q.shape[2], keys.shape[2]
+    if window is None or visible <= window:
+        return attend_all(q, keys, values)
+    key, begin = mx.arange(visible)[None], visible - length
+
+    def attend(block: mx.array, start: int) -> mx.array:
+        query = mx.arange(begin + start, begin + start + block.shape[2])[:, None]
+        mask = query - key < window
+        mask = mask | (key >= begin) if is_whole else mask
+        return mx.fast.scaled_dot_product_attention(block, keys, values, scale=1.0, mask=mask)
+
+    return _in_blocks(q, _rows(q, visible), attend)
 
 
 def _in_blocks(q: mx.array, rows: int, attend: Callable[[mx.array, int], mx.array]) -> mx.array:

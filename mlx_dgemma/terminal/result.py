@@ -61,8 +61,11 @@ def summary(result: GenerationResult) -> str:
     cached = f" ({result.stats.cached_tokens} remembered)" if result.stats.cached_tokens else ""
     stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
     steps += f" and {stats.causal_tokens} tokens causally" if stats.causal_tokens else ""
+    seen = len(stats.image_tokens)
+    images = f", {seen} image{'s' * (seen != 1)} of {' + '.join(map(str, stats.image_tokens))} tokens" if seen else ""
+    images += f" seen in {stats.image_seconds:.2f} s" if stats.image_seconds else ""
     return "\n".join((
-        f"prompt:  {stats.prompt_tokens} tokens{cached}, {stats.prompt_tokens_per_second:.1f} tokens/s",
+        f"prompt:  {stats.prompt_tokens} tokens{cached}, {stats.prompt_tokens_per_second:.1f} tokens/s{images}",
         f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)} and "
         f"{stats.seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s ({result.finish_reason})",
         f"steps:   {steps}, {stats.tokens_per_forward:.1f} tokens per forward, {stats.work:.3f} full steps per token",

@@ -16,7 +16,8 @@ class Stats:
     `tokens` are those of the text, without stop token and padding; `thought_tokens` of them do not show. Of the
     prompt's tokens `cached_tokens` were remembered and not encoded again. `full_steps` is what was computed, canvases
     that were encoded included, in full denoising steps of the published model (see `diffusion.work`). `causal_tokens`
-    of the text were written causally, each in a pass of its own.
+    of the text were written causally, each in a pass of its own. `image_tokens` are those of each image of the prompt,
+    and `image_seconds` of `prompt_seconds` the tower took to see those that were encoded.
     """
 
     prompt_tokens: int
@@ -30,6 +31,8 @@ class Stats:
     cached_tokens: int = 0
     full_steps: float = 0.0
     causal_tokens: int = 0
+    image_tokens: tuple[int, ...] = ()
+    image_seconds: float = 0.0
 
     @property
     def passes(self) -> int:

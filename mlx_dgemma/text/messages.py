@@ -1,7 +1,9 @@
 """Messages as clients send them, in the one form that chat templates read; what would be lost is refused by name.
 
     role                system (developer becomes it) · user · assistant · tool
-    content             a text; several text parts are joined by newlines
+    content             a text; several text parts are joined by newlines. Of users and tools also parts with images:
+                        {"type": "image", "image": path, bytes or PIL image}; OpenAI's {"type": "image_url"} with a
+                        data: URL becomes it
     reasoning           of an assistant, from `reasoning` or `reasoning_content`
     tool_calls          [{"id", "type": "function", "function": {"name", "arguments": {…}}}]; arguments may be JSON text
     tool_call_id, name  of a tool's result, which may be a text or a JSON object
@@ -12,12 +14,15 @@ behind the results otherwise.
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.text.images import from_data_url
 
 Message = dict[str, Any]
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+IMAGES = ("image", "image_url", "input_image")  # and one that is an image
 TEXTS = ("text", "input_text", "output_text")  # what clients call a part that is text
 NO_MESSAGE = 'prompt must be a text, a list of {"role", "content"} messages, or a list of token ids'
 
@@ -44,8 +49,10 @@ def normalised(messages: Sequence[object]) -> list[Message]:
         if role == "tool":
             made.append(_result(message, open_calls, where))
             continue
-        is_plain = role != "assistant"
-        made += [{"role": role, "content": _text(message, where)}] if is_plain else _assistant(message, where)
+        if role == "assistant":
+            made += _assistant(message, where)
+        else:
+            made.append({"role": role, "content": (_content if role == "user" else _text)(message, where)})
         open_calls = {call["id"]: call["function"]["name"] for call in made[-1].get("tool_calls", [])}
     return made
 
@@ -69,6 +76,39 @@ def _assistant(message: Message, where: str) -> list[Message]:
     ]
 
 
+def _content(message: Message, where: str) -> str | list[Message]:
+    """A text; or parts, where some are images."""
+    content = message.get("content")
+    if not isinstance(content, list) or not any(_is_image(part) for part in content):
+        return _text(message, where)
+    made: list[Message] = []
+    for is_image, parts in groupby(content, key=_is_image):
+        if is_image:
+            made += [_image(part, where) for part in parts]
+        else:
+            made.append({"type": "text", "text": _text({"content": list(parts)}, where)})
+    return made
+
+
+def _is_image(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") in IMAGES
+
+
+def _image(part: Message, where: str) -> Message:
+    """A part that is an image."""
+    if part["type"] == "image":
+        if part.get("image") is None:
+            raise DGemmaError(
+                f'{where}: an image is missing; give {{"type": "image", "image": path, bytes or PIL image}}'
+            )
+        return {"type": "image", "image": part["image"]}
+    url = part.get("image_url")
+    url = url.get("url") if isinstance(url, dict) else url
+    if not isinstance(url, str):
+        raise DGemmaError(f"{where}: a part of type {part['type']!r} has no image_url; give a data: URL")
+    return {"type": "image", "image": from_data_url(url, where)}
+
+
 def _text(message: Message, where: str) -> str:
     """The text of a content."""
     content = message.get("content")
@@ -79,7 +119,8 @@ def _text(message: Message, where: str) -> str:
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind not in TEXTS or not isinstance(part.get("text"), str):
-            raise DGemmaError(f"{where}: content of type {kind!r} is not supported, only text is")
+            also = ", and images of users and tools" if kind in IMAGES else ""
+            raise DGemmaError(f"{where}: content of type {kind!r} is not supported, only text is{also}")
         texts.append(part["text"])
     return "\n".join(texts)
 
@@ -138,7 +179,8 @@ def _result(message: Message, open_calls: dict[str, str], where: str) -> Message
         return {**made, "content": content}
     if isinstance(content, list) and not all(isinstance(part, dict) and "type" in part for part in content):
         return {**made, "content": json.dumps(content, ensure_ascii=False)}
-    return {**made, "content": _text(message, where) if isinstance(content, str | list | None) else json.dumps(content)}
+    is_text = isinstance(content, str | list | None)
+    return {**made, "content": _content(message, where) if is_text else json.dumps(content)}
 
 
 def last_asked(messages: Sequence[Any]) -> int:

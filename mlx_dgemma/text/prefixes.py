@@ -8,7 +8,7 @@ Ids are integers that name what was read: of tokens, and of whatever else takes 
 """
 
 import threading
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import Held, PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.model.prefill import chunks
+from mlx_dgemma.model.prefill import Sight, segments
 
 MOST = 2 << 30  # bytes, of a budget that was not given
 SHORT = 1024  # tokens: what is shorter, and was never used again, goes first
@@ -106,9 +106,9 @@ class PrefixStore:
 
     def encode(
         self, model: DiffusionGemma, ids: Sequence[int], ends: Collection[int],
-        read: Callable[[mx.array], None] | None = None,
+        read: Callable[[mx.array], None] | None = None, sights: Mapping[int, Sight] | None = None,
     ) -> Generator[Pause, None, tuple[PrefixCache, int]]:  # fmt: skip
-        """`prefix`, which gives way to others between chunks.
+        """`prefix`, which gives way to others between chunks; negative ids are those of `sights`.
 
         `read` gets the hidden states behind the last end, chunk by chunk, (1, T, H): those of the last token always.
         """
@@ -116,8 +116,8 @@ class PrefixStore:
         cached = cache.length
         for end in sorted({*ends, len(ids)}):
             if end > cache.length:
-                part = mx.array([list(ids[cache.length : end])])
-                yield from pauses(chunks(model, part, cache, read=read if end == len(ids) else None))
+                part, own = ids[cache.length : end], read if end == len(ids) else None
+                yield from pauses(segments(model, part, sights or {}, cache, read=own))
             if end == cache.length and end in ends:
                 kept[end] = _windows(cache)
         self._keep(Entry(tuple(ids), _full(cache), _last(kept)), model)

@@ -9,6 +9,7 @@ from mlx_dgemma.errors import ContextOverflow, DGemmaError, first_line
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.text.control import THOUGHT, SetAside, SpellsOut, names_in
 from mlx_dgemma.text.messages import Message, normalised
+from mlx_dgemma.text.pictures import for_template
 from mlx_dgemma.text.request import Prompt
 from mlx_dgemma.text.tools import normalised_tools
 
@@ -19,7 +20,7 @@ def prompt_ids(
     tokenizer: Tokenizer | None, prompt: Prompt, chat_template: bool = True, *,
     thinking: bool = False, tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:  # fmt: skip
-    """Token ids of a prompt in any of its three forms.
+    """Token ids of a prompt in any of its three forms; one stands for an image.
 
     Control tokens that messages spell out become text; in a raw prompt (`chat_template` False) they are control tokens.
 
@@ -32,7 +33,7 @@ def prompt_ids(
 
     Raises:
         DGemmaError: an empty or malformed prompt, text without a tokenizer or without a chat template, characters that
-            the tokenizer does not know, messages that hold more than text, a template without thoughts or tools.
+            the tokenizer does not know, malformed messages, a template without thoughts or tools.
     """
     declared = normalised_tools(tools)
     raw = isinstance(prompt, str) and not chat_template
@@ -98,6 +99,7 @@ def _in_template(tokenizer: Tokenizer, messages: list[Message], tools: list[Mess
             "the checkpoint has no chat template, so the model could not tell a question from a text to go on with; "
             "add chat_template.jinja to its folder, or give a raw prompt (chat_template=False, --no-chat-template)"
         )
+    messages = for_template(messages)
     aside = _aside(tokenizer, messages, tools)
     if aside is not None:
         messages, tools = [_marked(aside, message) for message in messages], aside.marked(tools)

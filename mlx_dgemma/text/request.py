@@ -11,8 +11,9 @@ from mlx_dgemma.errors import DGemmaError
 
 if TYPE_CHECKING:
     from mlx_dgemma.diffusion.noise import Noise
+    from mlx_dgemma.text.images import Source
 
-Message = dict[str, Any]  # JSON: "role", "content", and what a chat template takes beside them
+Message = dict[str, Any]  # JSON and images: "role", "content", and what a chat template takes beside them
 Prompt = str | list[Message] | list[int]
 MAX_SEED = 2**63 - 1
 MAX_ALTERNATIVES = 100
@@ -76,6 +77,9 @@ class Request:
         mode: "diffusion" denoises canvases; "causal" writes one token after another with the same weights, as plain
             Gemma does; "auto" denoises and goes on causally where that is better, see `text.routing`.
         causal_log_p: whether the causal mode reads what was written, see `TextCanvas.causal_log_p`.
+        images: paths, bytes or PIL images; before the text of a text prompt, in the place of the image tokens of a raw
+            one or of ids. Messages hold theirs themselves, see `text.messages`.
+        image_tokens: of an image in the prompt, at most: 70, 140, 280, 560 or 1120; None takes the checkpoint's.
         repair: whether tokens of a canvas that the causal mode does not believe are denoised again, see `text.repair`.
 
     Raises:
@@ -100,6 +104,8 @@ class Request:
     mode: str = "diffusion"
     causal_log_p: bool = False
     repair: bool = False
+    images: Sequence[Source] = ()
+    image_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings, GenerationConfig):
@@ -115,6 +121,8 @@ class Request:
         for name in ("chat_template", "thinking", "parallel_tool_calls", "causal_log_p", "repair"):
             if type(vars(self)[name]) is not bool:
                 raise DGemmaError(f"{name} must be True or False, got {vars(self)[name]!r}")
+        if not isinstance(self.images, list | tuple):
+            raise DGemmaError(f"images are a {type(self.images).__name__}; give a list of paths, bytes or PIL images")
         if not isinstance(self.canvas, CanvasPlan):
             CanvasPlan(given=self.canvas)
         self._check_conversation()

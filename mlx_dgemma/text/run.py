@@ -17,11 +17,13 @@ from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.model.prefill import chunks, last_state
+from mlx_dgemma.model.prefill import last_state, segments
 from mlx_dgemma.text.forced import callable_names, opening_of
 from mlx_dgemma.text.formats import Format, format_of, with_form
 from mlx_dgemma.text.grammar import fixed_texts
+from mlx_dgemma.text.images import Picture
 from mlx_dgemma.text.messages import normalised
+from mlx_dgemma.text.pictures import Seen, Sights, see
 from mlx_dgemma.text.prefixes import PrefixStore, turn_ends
 from mlx_dgemma.text.prompts import check_ids, encode, prompt_ids
 from mlx_dgemma.text.reply import ToolCall
@@ -41,12 +43,14 @@ class Prefix:
         cache: what there is of it.
         seconds: that encoding took.
         cached_tokens: how many of its tokens were remembered.
+        image_seconds: of these, what the tower took to see images.
         last: the hidden state behind its last token, (1, 1, H), for requests that read causally; None for others.
     """
 
     cache: PrefixCache
     seconds: float
     cached_tokens: int
+    image_seconds: float = 0.0
     last: mx.array | None = None
 
 
@@ -56,12 +60,14 @@ class Run:
 
     Attributes:
         model, tokenizer, request: what it was made from.
-        ids: the prompt's token ids.
+        ids: the prompt's token ids; an image has its token's at each of its positions.
+        names: the same, but an image has its name there, see `text.pictures`.
+        pictures: the prompt's images.
         settings: complete, each the request's or else the checkpoint's.
         given: token ids by position of the text, None where the model fills in.
         steerings: of the first canvases, one each.
         callable: names of the tools of which one has to be called; none if the model decides.
-        rendered: the prompt's ids as the template wrote them, where `ids` hold a turn's own.
+        rendered: the prompt's names as the template wrote them, where `names` hold a turn's own.
         turns: where a turn that ends in calls is kept.
         prefixes: what remembers prompts that were encoded.
         form: that the answer has to have; None if it may have any.
@@ -71,6 +77,8 @@ class Run:
     tokenizer: Tokenizer | None
     request: Request
     ids: list[int]
+    names: list[int]
+    pictures: Sequence[Picture]
     settings: GenerationConfig
     given: Sequence[int | None]
     steerings: list[Steering]
@@ -95,6 +103,7 @@ class Run:
     def encode(self) -> Generator[Pause, None, Prefix]:
         """`prefix`, which gives way to others between chunks."""
         began, cached = time.perf_counter(), 0
+        sights = Sights(self.model, self.pictures)
         last: list[mx.array] = []
 
         def keep_last(hidden: mx.array) -> None:
@@ -103,11 +112,11 @@ class Run:
         read = keep_last if self.request.is_read_causally else None
         if self.prefixes is None:
             cache = self.model.make_cache()
-            yield from pauses(chunks(self.model, mx.array([self.ids]), cache, read=read))
+            yield from pauses(segments(self.model, self.names, sights, cache, read=read))
         else:
             ends = turn_ends(self.tokenizer, self.ids)
-            cache, cached = yield from self.prefixes.encode(self.model, self.ids, ends, read)
-        return Prefix(cache, time.perf_counter() - began, cached, *last)
+            cache, cached = yield from self.prefixes.encode(self.model, self.names, ends, read, sights)
+        return Prefix(cache, time.perf_counter() - began, cached, sights.seconds, *last)
 
     def keep_turn(self, reply: Sequence[int], calls: Sequence[ToolCall]) -> None:
         """Keeps what the model wrote, up to the token that waits for the results of its calls."""
@@ -115,7 +124,7 @@ class Run:
             return
         waits = self.tokenizer.get_vocab().get(WAITS)
         end = [] if waits is None else [waits]
-        self.turns.keep(calls, Turn(tuple(self.rendered), tuple(self.ids), (*reply, *end)))
+        self.turns.keep(calls, Turn(tuple(self.rendered), tuple(self.names), (*reply, *end)))
 
     def is_last(self, canvas_index: int, cache: PrefixCache) -> bool:
         """Whether no canvas can follow this one, which is being denoised over that prefix."""
@@ -142,8 +151,10 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
         )
     settings = request.settings.over(model.generation_config)
     form = _form(tokenizer, request)
-    rendered = _ids(tokenizer, request, request.prompt, form)
-    ids = (turns and _spliced(tokenizer, request, turns, form)) or rendered
+    seen = see(model, request)
+    rendered = _names(tokenizer, request, seen, seen.prompt, form)
+    names = (turns and _spliced(tokenizer, request, seen, turns, form)) or rendered
+    ids = seen.ids(names)
     if request.stop and tokenizer is None:
         raise DGemmaError("the checkpoint has no tokenizer files, so no text can stop it; leave stop out")
     check_ids(model, ids)
@@ -156,16 +167,22 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
         length = min(MAX_TOKENS, model.config.max_position_embeddings - len(ids))
     settings = replace(settings, max_new_tokens=max(length, len(given)))
     callable_ = _callable(tokenizer, request, size)
-    return Run(model, tokenizer, request, ids, settings, given, steered, callable_, rendered, turns, form=form)
+    return Run(
+        model, tokenizer, request, ids, names, seen.pictures, settings, given, steered, callable_, rendered, turns,
+        form=form,
+    )  # fmt: skip
 
 
-def _ids(tokenizer: Tokenizer | None, request: Request, prompt: Prompt, form: Format | None) -> list[int]:
-    seen = () if request.tool_choice == "none" else request.tools
+def _names(tokenizer: Tokenizer | None, request: Request, seen: Seen, prompt: Prompt, form: Format | None) -> list[int]:
+    """The ids of this prompt, or of some of its messages, with images' names in them."""
+    whole = prompt
+    tools = () if request.tool_choice == "none" else request.tools
     if form is not None and isinstance(prompt, str) and request.chat_template:
         prompt = [{"role": "user", "content": prompt}]
     if form is not None and isinstance(prompt, list) and not all(type(item) is int for item in prompt):
         prompt = with_form(normalised(prompt), form)
-    return prompt_ids(tokenizer, prompt, request.chat_template, thinking=request.thinking, tools=seen)
+    ids = prompt_ids(tokenizer, prompt, request.chat_template, thinking=request.thinking, tools=tools)
+    return seen.named(ids, whole)
 
 
 def _form(tokenizer: Tokenizer | None, request: Request) -> Format | None:
@@ -186,12 +203,14 @@ def _form(tokenizer: Tokenizer | None, request: Request) -> Format | None:
     return form
 
 
-def _spliced(tokenizer: Tokenizer | None, request: Request, turns: Turns, form: Format | None) -> list[int] | None:
-    """The ids of a prompt whose last turn is one of our own."""
-    prompt = request.prompt
+def _spliced(
+    tokenizer: Tokenizer | None, request: Request, seen: Seen, turns: Turns, form: Format | None
+) -> list[int] | None:
+    """The names of a prompt whose last turn is one of our own."""
+    prompt = seen.prompt
     if not isinstance(prompt, list) or not any(isinstance(m, dict) and m.get("tool_calls") for m in prompt):
         return None
-    return turns.spliced(normalised(prompt), lambda messages: _ids(tokenizer, request, list(messages), form))
+    return turns.spliced(normalised(prompt), lambda messages: _names(tokenizer, request, seen, list(messages), form))
 
 
 def _callable(tokenizer: Tokenizer | None, request: Request, size: int) -> list[str]:

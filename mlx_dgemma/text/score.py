@@ -16,8 +16,9 @@ import numpy as np
 from mlx_dgemma.diffusion import sampling
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import host, memory
-from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.model.prefill import prefill, segments
 from mlx_dgemma.text.choose import distributions
+from mlx_dgemma.text.pictures import Sights
 from mlx_dgemma.text.prompts import check_ids, encode
 from mlx_dgemma.text.run import Run, sample_bytes
 
@@ -86,7 +87,8 @@ def _causal(run: Run, ids: list[int]) -> tuple[list[float], list[float]]:
     log_p: list[float] = []
     entropy: list[float] = []
     cache = run.model.make_cache()
-    prefill(run.model, mx.array([run.ids[:-1]], mx.int32), cache)
+    for _ in segments(run.model, run.names[:-1], Sights(run.model, run.pictures), cache):
+        pass
     read = [run.ids[-1], *ids[:-1]]
     for start in range(0, len(ids), CHUNK):
         logits = run.model.next_token_logits(mx.array([read[start : start + CHUNK]]), cache)  # (1, T, V)

@@ -194,8 +194,9 @@ class Transcript:
         work += COMMIT * self._causal / config.canvas_length  # their heads, a row each, are left out
         known = thoughts, prefix.cached_tokens
         return Stats(
-            len(self.run.ids), prefix.seconds, *counts, *measured, *known, full_steps=work, causal_tokens=self._causal
-        )
+            len(self.run.ids), prefix.seconds, *counts, *measured, *known, full_steps=work, causal_tokens=self._causal,
+            image_tokens=tuple(own.tokens for own in self.run.pictures), image_seconds=prefix.image_seconds,
+        )  # fmt: skip
 
 
 class _Reading:

@@ -159,9 +159,12 @@ def _is_prompt(prompt: Any) -> bool:
 def _committed(canvas: dict[str, Any], positions: int) -> Committed:
     stats = canvas["stats"]
     if stats is not None:
-        stats = Stats(**stats)
+        images = stats.get("image_tokens", [])
+        _expect(isinstance(images, list) and all(map(_is_count, images)), "image_tokens are no counts")
+        stats = Stats(**{**stats, "image_tokens": tuple(images)})
         for field in fields(Stats):
-            _expect(_is_figure(vars(stats)[field.name]), f"{field.name} is no figure")
+            is_figure = field.name == "image_tokens" or _is_figure(vars(stats)[field.name])
+            _expect(is_figure, f"{field.name} is no figure")
     counts = {name: _count(canvas[name]) for name in ("canvas_index", "steps", "token_count")}
     _expect(counts["token_count"] <= positions, "a canvas has more tokens than positions")
     reason = canvas["finish_reason"]

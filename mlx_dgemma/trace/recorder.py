@@ -20,6 +20,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import host
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.events import TextCanvas
+from mlx_dgemma.text.pictures import described
 from mlx_dgemma.text.request import Request
 from mlx_dgemma.trace.contents import ARRAYS, Committed
 from mlx_dgemma.trace.trace import Trace
@@ -44,9 +45,10 @@ class Recorder:
             raise DGemmaError("an answer of a given form takes attempts that no trace can hold; leave one of them out")
         if request.mode != "diffusion" or request.repair:
             raise DGemmaError("a trace holds canvases as they were denoised; leave mode and repair out, or the trace")
+        run = engine.prepare(request)
         self._about: dict[str, Any] = {
-            "prompt": request.prompt,
-            "prompt_ids": np.array(engine.prepare(request).ids, np.int32),
+            "prompt": described(request.prompt, run.pictures),
+            "prompt_ids": np.array(run.ids, np.int32),
             "settings": request.settings.over(engine.model.generation_config).to_dict(),
             "plan": request.plan,
             "seed": request.seed if request.noise is None else None,

@@ -18,6 +18,7 @@ from mlx_dgemma.model.attention import Place
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.layers import GatedMLP
 from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.model.scores import attend_causally
 from tests.conftest import CANVAS, random_reference
 
 LAYER = "model.decoder.layers.1"
@@ -312,7 +313,7 @@ def test_projections_of_different_formats_stay_apart(folder):
     model = load_model(folder, ModelConfig.from_file(folder / "config.json"), fuse=False)
     attention, x = model.model.decoder.layers[0].self_attn, mx.random.normal((1, 3, 64), key=mx.random.key(1))
     nn.quantize(attention, 32, 8, class_predicate=lambda path, module: path == "v_proj")
-    place = Place(0, lambda k, v: (k, v), is_causal=True)
+    place = Place(0, lambda k, v: (k, v), attend=attend_causally)
     before = attention(x, [place])
     attention.fuse()
     assert "qkv_proj" not in attention

@@ -21,6 +21,7 @@ from mlx_dgemma.model.attention import Place
 from mlx_dgemma.model.cache import LayerCache, PrefixCache, Slots
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import prefill
+from mlx_dgemma.model.scores import attend_all
 from tests.conftest import CANVAS, VOCABULARY, WINDOW
 
 TOLERANCE = 1e-5  # of the range of what is compared
@@ -57,7 +58,7 @@ class Twin:
                 keys, values = self.prefix[i]
                 return mx.concatenate([keys, k], axis=2), mx.concatenate([values, v], axis=2)
 
-            h = layer(h, [Place(self.length, extend, False)], layer.layer_scalar)
+            h = layer(h, [Place(self.length, extend, attend_all)], layer.layer_scalar)
         self.kept = new
         return decoder.norm(h)
 

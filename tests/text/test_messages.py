@@ -91,7 +91,9 @@ def test_results_without_an_id_go_by_name_or_in_order():
     [
         ([{"role": "moderator", "content": "x"}], "message 1 (moderator): unknown role; known are system, developer"),
         ([{"role": "user", "content": "x"}, {"role": "user"}], "message 2 (user) has no content"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "content of type 'image_url' is not supported"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "'image_url' has no image_url; give a data: URL"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "message 1 (user): an image is missing"),
+        ([{"role": "system", "content": [{"type": "image", "image": "a.png"}]}], "images of users and tools"),
         (
             [{"role": "assistant", "content": "x", "function_call": {}}],
             "function_call is not supported; use tool_calls",

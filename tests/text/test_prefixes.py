@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.models import config_dict, write_random
 from mlx_dgemma import CanvasPlan, DGemmaError, Engine, GenerationConfig, Request, load
-from mlx_dgemma.model.prefill import chunks, prefill
+from mlx_dgemma.model.prefill import prefill, segments
 from mlx_dgemma.text import prefixes
 from mlx_dgemma.text.prefixes import PrefixStore, common, turn_ends
 from tests.text.gemma import gemma_tokenizer
@@ -36,11 +36,11 @@ class Watched:
     def __init__(self, monkeypatch):
         self.parts: list[list[int]] = []
 
-        def watched(model, tokens, cache, **options):
-            self.parts.append(tokens[0].tolist())
-            return chunks(model, tokens, cache, **options)
+        def watched(model, ids, sights, cache, **options):
+            self.parts.append(list(ids))
+            return segments(model, ids, sights, cache, **options)
 
-        monkeypatch.setattr(prefixes, "chunks", watched)
+        monkeypatch.setattr(prefixes, "segments", watched)
 
 
 @pytest.fixture
