@@ -22,6 +22,7 @@ from mlx_dgemma.terminal.options import REAL
 from mlx_dgemma.terminal.plain import harmless, line
 from mlx_dgemma.terminal.prompts import Answers
 from mlx_dgemma.terminal.result import as_json, empty, ended, summary
+from mlx_dgemma.text.messages import text_of
 from mlx_dgemma.text.request import Request
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def _known(engine: Engine, request: Request) -> dict[str, object]:
 def _user(request: Request) -> str:
     """What the user's prompt was."""
     last = request.prompt if isinstance(request.prompt, str) else request.prompt[-1]
-    return str(last["content"] if isinstance(last, dict) else last)
+    return text_of(last["content"] if isinstance(last, dict) else last)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ CENTRES = {"q_norm": 0.5, "k_norm": 0.5, "post_attention_layernorm": 0.45, "post
 
 
 @torch.no_grad()
-def random_reference(seed: int = 0) -> DiffusionGemmaForBlockDiffusion:
+def random_reference(seed: int = 0, **text: object) -> DiffusionGemmaForBlockDiffusion:
     """A reference model whose every parameter matters: norms off one, scalars apart, logits far from uniform.
 
     The inner weights are kept small enough that a step does not amplify a rounding error much (a factor near 1, where
@@ -56,7 +56,9 @@ def random_reference(seed: int = 0) -> DiffusionGemmaForBlockDiffusion:
     smaller than the residual stream, so that canvases settle and adaptive stopping has something to do.
     """
     torch.manual_seed(seed)
-    config = DiffusionGemmaConfig(text_config=TEXT, vision_config=VISION, canvas_length=CANVAS, eos_token_id=[1, 2])
+    config = DiffusionGemmaConfig(
+        text_config=TEXT | text, vision_config=VISION, canvas_length=CANVAS, eos_token_id=[1, 2]
+    )
     model = DiffusionGemmaForBlockDiffusion._from_config(config, attn_implementation="eager").eval()
     spreads = {"embed_tokens": 0.4, "q_norm": 0.2, "k_norm": 0.2, "norm": 0.3, "scale": 0.2, "router": 0.1}
     for name, parameter in model.model.decoder.named_parameters():

@@ -10,9 +10,12 @@ from PIL import Image
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
+from mlx_dgemma import Engine, load
 from tests.conftest import CANVAS, TEXT, VOCABULARY, random_reference
+from tests.text.gemma import gemma_tokenizer
 
 IMAGE, BEGIN, END = VOCABULARY - 1, VOCABULARY - 2, VOCABULARY - 3
+MARKS = {"image_token_id": IMAGE, "boi_token_id": BEGIN, "eoi_token_id": END}
 PATCH, BUDGET = 4, 70
 EYES = {
     "model_type": "gemma4_vision",
@@ -32,12 +35,12 @@ SIZES = ((10, 300), (60, 60), (50, 37))  # height and width: 24, 64 and 54 soft 
 
 
 @torch.no_grad()
-def random_seeing_reference(**text: object) -> DiffusionGemmaForBlockDiffusion:
+def random_seeing_reference(marks: dict[str, int] = MARKS, **text: object) -> DiffusionGemmaForBlockDiffusion:
     """The reference of `conftest`, with eyes whose every parameter matters: positions apart, standardised."""
-    blind = random_reference()
+    blind = random_reference(**text)
     config = DiffusionGemmaConfig(
         text_config={**TEXT, **text}, vision_config=EYES, canvas_length=CANVAS, eos_token_id=[1, 2],
-        image_token_id=IMAGE, boi_token_id=BEGIN, eoi_token_id=END, vision_soft_tokens_per_image=BUDGET,
+        vision_soft_tokens_per_image=BUDGET, **marks,
     )  # fmt: skip
     model = DiffusionGemmaForBlockDiffusion._from_config(config, attn_implementation="eager").eval()
     known = {name: own for name, own in blind.state_dict().items() if "vision" not in name}
@@ -93,3 +96,13 @@ def seeing_folder(seeing, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("seeing")
     seeing.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def seeing_engine(tmp_path_factory) -> Engine:
+    """One that also reads texts, in the published checkpoint's template; it knows control tokens and bytes."""
+    tokenizer, path = gemma_tokenizer(), tmp_path_factory.mktemp("seeing-engine")
+    names = tokenizer.get_vocab()
+    marks = {"image_token_id": names["<|image|>"], "boi_token_id": 108, "eoi_token_id": 109}
+    random_seeing_reference(marks, vocab_size=512, max_position_embeddings=2048).save_pretrained(path)
+    return Engine(load(path)[0], tokenizer, "seeing")

@@ -12,8 +12,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import ContextOverflow, DGemmaError
-from mlx_dgemma.terminal.arguments import WATCH_DELAY, read_tools
+from mlx_dgemma.terminal.arguments import WATCH_DELAY
 from mlx_dgemma.terminal.cli import Parser, exit_code, say
+from mlx_dgemma.terminal.inputs import read_tools
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlx_dgemma.chat.session import Session
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_writable
-from mlx_dgemma.terminal.arguments import read_tools
+from mlx_dgemma.terminal.inputs import read_tools
 
 
 @dataclass

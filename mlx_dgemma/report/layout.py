@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlx_dgemma.report.texts import RecordedTexts, one_line, stops
 from mlx_dgemma.terminal.watch import FILLER, NEWLINE, NOISE, STOP, columns, drawn, levels
+from mlx_dgemma.text.messages import text_of
 from mlx_dgemma.trace.trace import Trace
 
 Frame = tuple[tuple[str, int, bool], ...]  # text, level and whether clamped, of each position that is drawn
@@ -138,7 +139,7 @@ def headline(trace: Trace, length: int) -> str:
     prompt = trace.prompt
     if not isinstance(prompt, str):
         last = prompt[-1] if prompt else ""
-        prompt = str(last["content"]) if isinstance(last, dict) else f"token ids {' '.join(map(str, prompt))}"
+        prompt = text_of(last["content"]) if isinstance(last, dict) else f"token ids {' '.join(map(str, prompt))}"
     return one_line(prompt, length)
 
 

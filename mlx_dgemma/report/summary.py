@@ -7,6 +7,7 @@ import numpy as np
 
 from mlx_dgemma.report.texts import ends, has_settled
 from mlx_dgemma.text.events import Stats
+from mlx_dgemma.text.messages import text_of
 from mlx_dgemma.trace.trace import Trace
 
 
@@ -14,9 +15,9 @@ def prompt_text(trace: Trace) -> str:
     """The prompt as a reader would write it: the text, one line a chat message, or the token ids."""
     if isinstance(trace.prompt, str):
         return trace.prompt
-    return "\n".join(f"{m['role']}: {m['content']}" for m in trace.prompt if isinstance(m, dict)) or "token ids " + (
-        " ".join(map(str, trace.prompt))
-    )
+    return "\n".join(
+        f"{m['role']}: {text_of(m['content'])}" for m in trace.prompt if isinstance(m, dict)
+    ) or "token ids " + (" ".join(map(str, trace.prompt)))
 
 
 def about(trace: Trace) -> str:

@@ -1,19 +1,17 @@
 """What is typed for `dgemma-generate`: the options, and the request that they make. No heavy imports."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from mlx_dgemma.errors import DGemmaError, first_line
-from mlx_dgemma.files import read_file
+from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.tasks.embedded import LEARNED
 from mlx_dgemma.terminal.cli import Parser
+from mlx_dgemma.terminal.inputs import read_schema, read_tools
 from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
 from mlx_dgemma.terminal.prompts import Asked, read_prompts
+from mlx_dgemma.text.images import BUDGETS
 from mlx_dgemma.text.request import MAX_ROWS, MAX_SEED, MODES, CanvasPlan, Prompt, Request
 
 WATCH_DELAY = 0.3  # seconds: a step of the embedded checkpoint is faster than the eye
@@ -74,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("words", nargs="*", metavar="PROMPT", help="the user's text, instead of --prompt")
     add("-p", "--prompt", metavar="P", help="the user's text; - reads it from stdin")
+    add("--image", metavar="PATH", action="append", help="an image before the text; may be repeated (docs/images.md)")
+    about = "tokens of an image at most (default: the checkpoint's, 280)"
+    add("--image-tokens", type=int, choices=BUDGETS, metavar="N", help=f"{about}: {', '.join(map(str, BUDGETS))}")
     add("--system", "--system-prompt", metavar="S", help="a system turn before the prompt")
     about = "give the prompt to the model as it is"
     add("--no-chat-template", "--ignore-chat-template", action="store_true", help=about)
@@ -212,7 +213,7 @@ def _check_many(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
                 parser.error(f"{name} goes with --prompts, a file of prompts; give one")
         return
     others = {"--prompt": args.prompt, "a prompt": args.words, "--watch": args.watch, "--trace": args.trace}
-    others |= {"--choose": args.choose, "--num-samples": args.num_samples > 1}
+    others |= {"--choose": args.choose, "--num-samples": args.num_samples > 1, "--image": args.image}
     for name, value in others.items():
         if value:
             parser.error(f"--prompts does not go with {name}; leave one out")
@@ -235,39 +236,10 @@ def request_of(args: argparse.Namespace) -> Request:
         canvas=() if args.choose is not None else plan, samples=args.num_samples,
         chat_template=not args.no_chat_template, thinking=args.thinking,
         tools=() if args.tools is None else read_tools(args.tools), tool_choice=args.tool_choice or "auto",
-        stop=args.stop or (), response_format=None if args.json_schema is None else _read_schema(args.json_schema),
-        mode=args.mode, causal_log_p=args.causal_log_p, repair=args.repair,
+        stop=args.stop or (), response_format=None if args.json_schema is None else read_schema(args.json_schema),
+        mode=args.mode, causal_log_p=args.causal_log_p, repair=args.repair, image_tokens=args.image_tokens,
+        images=() if args.system is not None else args.image or (),
     )  # fmt: skip
-
-
-def read_tools(path: str) -> list[dict[str, Any]]:
-    """Function schemas from a JSON file: a list, or an object whose "tools" are one.
-
-    Raises:
-        DGemmaError: a file that cannot be read or is none.
-    """
-    content = _read_json(path, "tools")
-    tools = content.get("tools") if isinstance(content, dict) else content
-    if not isinstance(tools, list):
-        raise DGemmaError(f"{path}: it holds no list; give a JSON list of function schemas")
-    return tools
-
-
-def _read_schema(path: str) -> dict[str, Any]:
-    """The form of an answer from a JSON file: a schema, by itself or as OpenAI's clients wrap it."""
-    content = _read_json(path, "a schema")
-    wrapped = content.get("json_schema", content) if isinstance(content, dict) else content
-    schema = wrapped["schema"] if isinstance(wrapped, dict) and isinstance(wrapped.get("schema"), dict) else wrapped
-    if not isinstance(schema, dict):
-        raise DGemmaError(f"{path}: it holds no schema; give a JSON object")
-    return {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
-
-
-def _read_json(path: str, what: str) -> Any:
-    try:
-        return json.loads(read_file(Path(path).expanduser()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DGemmaError(f"{path}: cannot be read as {what} ({first_line(error)}); give a JSON file") from None
 
 
 def _prompt(args: argparse.Namespace, prompt: str) -> Prompt:
@@ -275,7 +247,9 @@ def _prompt(args: argparse.Namespace, prompt: str) -> Prompt:
         return prompt
     if args.no_chat_template:
         raise DGemmaError("--system needs the chat template; drop --no-chat-template")
-    return [{"role": "system", "content": args.system}, {"role": "user", "content": prompt}]
+    images = [{"type": "image", "image": path} for path in args.image or ()]
+    content = [*images, {"type": "text", "text": prompt}] if images else prompt
+    return [{"role": "system", "content": args.system}, {"role": "user", "content": content}]
 
 
 def options_of(args: argparse.Namespace, request: Request) -> Options:

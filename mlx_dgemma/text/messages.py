@@ -183,6 +183,18 @@ def _result(message: Message, open_calls: dict[str, str], where: str) -> Message
     return {**made, "content": _content(message, where) if is_text else json.dumps(content)}
 
 
+def text_of(content: object) -> str:
+    """What a content says, for people: its texts, and a word for each image."""
+    if not isinstance(content, list):
+        return str(content)
+    return "\n".join(str(part.get("text")) if "text" in part else _shown(part) for part in content)
+
+
+def _shown(part: Message) -> str:
+    size = f" {part['width']}×{part['height']}" if "width" in part else ""
+    return f"[{part.get('type')}{size}]"
+
+
 def last_asked(messages: Sequence[Any]) -> int:
     """Where the user's last turn is among messages, also unchecked ones; 0 if there is none."""
     asked = (i for i, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user")
