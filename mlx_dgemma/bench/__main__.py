@@ -19,9 +19,11 @@ from mlx_dgemma.terminal.cli import Parser, exit_code
 from mlx_dgemma.terminal.options import add_model
 
 if TYPE_CHECKING:
+    from mlx_dgemma.bench.images import ImageReport
     from mlx_dgemma.bench.measure import Report
     from mlx_dgemma.bench.rows import ActiveRows
 
+MAX_TOKENS = 1120  # of an image: the largest budget
 MIN_STEPS = 3  # the first and the last step of a canvas do less than the others, and do not count
 
 
@@ -49,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="canvases measured, after one that does not count (default: 3)",
     )
     add("--seed", type=int, default=0, metavar="N", help="of prompt and noise (default: 0)")
+    about = "also measure an image of at most N tokens: tower and prefill"
+    add("--image-tokens", type=int, metavar="N", help=about)
     about = "measure nothing: is the checkpoint sound, and computed rightly? exit code 1 if not"
     add("--check", action="store_true", help=about)
     add("--json", action="store_true", help="print one JSON object instead of a table")
@@ -70,6 +74,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{option} must be at least {lowest}, got {value}")
         if value >= 2**31:
             parser.error(f"{option} must be below 2^31, got {value}")
+    if args.image_tokens is not None and not 1 <= args.image_tokens <= MAX_TOKENS:
+        parser.error(f"--image-tokens must be from 1 to {MAX_TOKENS}, got {args.image_tokens}")
     return args
 
 
@@ -80,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     with signals.uninterrupted():  # late, so that --help answers at once
         from mlx_dgemma.bench.measure import Options, run_benchmark
 
-    asked = Options(args.model, args.prompt_length, args.steps, args.repeat, args.seed, args.dtype, args.wire)
+    measured = args.prompt_length, args.steps, args.repeat, args.seed
+    asked = Options(args.model, *measured, args.dtype, args.wire, args.image_tokens)
     report = run_benchmark(asked)
     print(json.dumps(asdict(report)) if args.json else table(report))
     return 0
@@ -118,6 +125,7 @@ def table(report: "Report") -> str:
         ("runs on", f"{r.device} in {r.dtype}; measured: {machine}"),
         *((name, value) for name, value in r.environment.items()),
         ("prefill", _ms(1000 * r.prefill_seconds), prompt),
+        *_image(r.image),
         ("step", _ms(r.step_ms), f"{_floor(r.floor_ms)}, {r.percent_of_floor:.1f} % of the time taken"),
         ("  layers", _ms(r.layers_ms), _floor(r.layers_floor_ms)),
         ("  vocabulary", _ms(r.vocabulary_ms), _floor(r.vocabulary_floor_ms)),
@@ -130,6 +138,17 @@ def table(report: "Report") -> str:
     )  # fmt: skip
     lines = [f"{name:<14}{'  '.join(cells)}".rstrip() for name, *cells in rows]
     return "\n".join([*lines, "active rows", *(_active(own) for own in r.active_rows)])
+
+
+def _image(own: "ImageReport | None") -> list[tuple[str, ...]]:
+    """The lines about an image."""
+    if own is None:
+        return []
+    seen = f"{own.tokens} tokens of {own.patches} patches, {own.tower_gigaflops:,.0f} GFLOP/s"
+    return [
+        ("image", _ms(own.tower_ms), seen, _size(own.tower_transient_bytes).strip()),
+        ("  prefill", _ms(own.prefill_ms)),
+    ]
 
 
 def _active(own: "ActiveRows") -> str:

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlx_dgemma.bench import machine
 from mlx_dgemma.bench.environment import environment
+from mlx_dgemma.bench.images import ImageReport, measure_image
 from mlx_dgemma.bench.roofline import VOCABULARY_STAGES, Widths, floor_seconds, step_stages, tokens_per_second
 from mlx_dgemma.bench.rows import ActiveRows, RowSteps, active_rows, measure_rows
 from mlx_dgemma.checkpoint.headers import by_target, read_headers
@@ -55,6 +56,7 @@ class Report:
         vocabulary_floor_ms: and the vocabulary stage.
         floor_ms: of a step, their sum; a bound as long as the weights are larger than the caches.
         percent_of_floor: floor_ms over step_ms; 100 would be perfect.
+        image: an image of random pixels, seen and encoded; None if none was asked for.
         active_rows: steps that compute some rows of the canvas only, measured in turn.
         environment: what the figures depend on beside the checkpoint.
     """
@@ -82,6 +84,7 @@ class Report:
     vocabulary_floor_ms: float
     floor_ms: float
     percent_of_floor: float
+    image: ImageReport | None
     active_rows: tuple[ActiveRows, ...]
     environment: dict[str, str]
 
@@ -97,6 +100,7 @@ class Options:
         repeat: how often everything is measured, after one run that does not count.
         seed: of prompt and noise.
         dtype, wire: how the checkpoint is loaded, see `terminal.start`.
+        image_tokens: of an image at most; None measures none.
     """
 
     model: str | None = None
@@ -106,6 +110,7 @@ class Options:
     seed: int = 0
     dtype: str | None = None
     wire: bool = True
+    image_tokens: int | None = None
 
 
 def run_benchmark(options: Options) -> Report:
@@ -123,6 +128,9 @@ def run_benchmark(options: Options) -> Report:
     stages = step_stages(config, widths, options.prompt_length)
     floor = floor_seconds(stages, chip)
     vocabulary_floor = floor_seconds([s for s in stages if s.name in VOCABULARY_STAGES], chip)
+    image = None
+    if options.image_tokens is not None:  # what cannot see is told before anything is measured
+        image = measure_image(model, options.image_tokens, options.repeat)
     weights = model.nbytes
     mx.reset_peak_memory()
     bench = _Bench(model, options)
@@ -141,7 +149,7 @@ def run_benchmark(options: Options) -> Report:
         transient_bytes=max(0, most - weights - bench.cache.nbytes),
         gigabytes_per_second=chip.gigabytes_per_second, gigaflops=1000 * chip.teraflops,
         layers_floor_ms=1000 * (floor - vocabulary_floor), vocabulary_floor_ms=1000 * vocabulary_floor,
-        floor_ms=1000 * floor, percent_of_floor=100 * floor / step,
+        floor_ms=1000 * floor, percent_of_floor=100 * floor / step, image=image,
         active_rows=active_rows(config, widths, options.prompt_length, chip, rounds),
         environment=environment(),
     )  # fmt: skip

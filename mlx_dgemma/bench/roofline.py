@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_dgemma.bench.chips import CHIPS, Chip
-from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.model.config import ModelConfig, read_config
+from mlx_dgemma.model.vision_config import VisionConfig
 from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import Parser, exit_code
 
@@ -271,7 +272,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the tables."""
-    config, names = _read(args.model)
+    config, vision, names = _read(args.model)
     widths = Widths.of(config, names)
     if args.bits is not None:
         widths = replace(
@@ -282,16 +283,17 @@ def run(args: argparse.Namespace) -> int:
     print(f"One denoising step: canvas {config.canvas_length}, prefix {args.prefix}, {bits}\n")
     print(stage_table(stages), end="\n\n")
     print(chip_table(stages, config.canvas_length, args.steps), end="\n\n")
-    from mlx_dgemma.bench.predictions import page  # it builds on this module
+    from mlx_dgemma.bench import images, predictions  # they build on this module
 
-    print(page(config, widths, args.prefix, args.work))
+    print(predictions.page(config, widths, args.prefix, args.work) + images.page(config, vision, widths))
     return 0
 
 
-def _read(model: str | None) -> tuple[ModelConfig, set[str]]:
+def _read(model: str | None) -> tuple[ModelConfig, VisionConfig | None, set[str]]:
     with signals.uninterrupted():  # late, so that --help answers at once
         from mlx_dgemma.checkpoint.headers import by_target, read_headers
         from mlx_dgemma.checkpoint.loading import resolve
 
     folder = resolve(model)
-    return ModelConfig.from_file(folder / "config.json"), set(by_target(read_headers(folder)))
+    config, names = ModelConfig.from_file(folder / "config.json"), set(by_target(read_headers(folder)))
+    return config, VisionConfig.from_dict(read_config(folder / "config.json")), names

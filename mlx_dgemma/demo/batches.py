@@ -1,6 +1,7 @@
 """Batches of the embedded checkpoint's training: whole conversations, and one canvas of each answer."""
 
 import random
+from bisect import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -9,14 +10,27 @@ import jinja2
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from mlx_dgemma.demo.vocabulary import END_OF_TURN, PAD, RESPONSE, TEMPLATE, build_tokenizer
+from mlx_dgemma.demo.vocabulary import (
+    BEGIN_IMAGE,
+    END_IMAGE,
+    END_OF_TURN,
+    IMAGE,
+    PAD,
+    RESPONSE,
+    TEMPLATE,
+    build_tokenizer,
+)
 from mlx_dgemma.tasks import TASKS, Example, examples
-from mlx_dgemma.tasks.talks import Talk, bare, draw_talks, thoughtful
+from mlx_dgemma.tasks.readings import draw_readings
+from mlx_dgemma.tasks.talks import Talk, bare, draw_talks, reading, thoughtful
+from mlx_dgemma.text.images import Picture, read_picture
 
 CANVAS = 64
 TOKENIZER = build_tokenizer()
-LONG, TALKS = 0.15, 0.3  # shares of the batches: answers of several canvases, and talks
+LONG, TALKS, READINGS = 0.15, 0.25, 0.1  # shares of the batches: answers of several canvases, talks, pictures
+PATCH, POOLED, BUDGET = 4, 3, 70  # of pictures: pixels, patches along a token, and tokens at most
 PROMPT = 0.1  # a prompt is mostly random letters, of which there is little to learn
 POOL = 2  # batches that are drawn together and sorted by length
 
@@ -28,15 +42,30 @@ class Batch:
     Attributes:
         ids: (B, T); prompt, answer, and fill up to whole canvases.
         read: (B, T); weights in the causal loss: PROMPT of a prompt's tokens, 1 of an answer's and of the one that ends
-            it, 0 behind it.
+            it, 0 behind it and of pictures.
         start: (B,); where the canvas begins.
         clean: (B, C); the canvas.
+        pictures: one a row, what the eyes take of them; None of rows without.
     """
 
     ids: Tensor
     read: Tensor
     start: Tensor
     clean: Tensor
+    pictures: "Pictures | None" = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A picture for each row, right-padded.
+
+    Attributes:
+        patches: (B, P, 3·patch²), in [0, 1].
+        places: (B, P, 2); column and row of each patch, −1 for padding.
+    """
+
+    patches: Tensor
+    places: Tensor
 
 
 def render(talk: Talk) -> str:
@@ -80,10 +109,11 @@ def left_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def collate(talks: list[Talk], rng: random.Random) -> Batch:
-    """One batch: of every answer a random one of its canvases."""
+    """One batch: of every answer a random one of its canvases. All talks show one picture, or none does."""
+    shown = [_picture(talk) for talk in talks]
     rows, lengths, ends, starts = [], [], [], []
-    for talk in talks:
-        prompt, answer = encode(render(talk)), encode_answer(talk)
+    for talk, picture in zip(talks, shown, strict=True):
+        prompt, answer = _prompt(talk, picture), encode_answer(talk)
         fill = [PAD] * (-len(answer) % CANVAS)
         starts.append(len(prompt) + CANVAS * rng.randrange((len(answer) + CANVAS - 1) // CANVAS))
         rows.append([*prompt, *answer, *fill])
@@ -95,12 +125,39 @@ def collate(talks: list[Talk], rng: random.Random) -> Batch:
     length = max(ends)
     position = torch.arange(length)
     weight = torch.where(position < torch.tensor(lengths)[:, None], PROMPT, 1.0)
-    read = weight * (position < torch.tensor(ends)[:, None])
-    return Batch(ids[:, :length], read, torch.tensor(starts), clean)
+    read = weight * (position < torch.tensor(ends)[:, None]) * (ids[:, :length] != IMAGE)
+    pictures = _pictures([own for own in shown if own is not None])
+    return Batch(ids[:, :length], read, torch.tensor(starts), clean, pictures)
+
+
+def _picture(talk: Talk) -> Picture | None:
+    """What a talk shows."""
+    parts = talk.messages[-1]["content"]
+    images = [part["image"] for part in parts if part["type"] == "image"] if isinstance(parts, list) else []
+    return read_picture(images[0], "a picture", patch=PATCH, pool=POOLED, budget=BUDGET) if images else None
+
+
+def _prompt(talk: Talk, picture: Picture | None) -> list[int]:
+    """A prompt's ids, in which a picture has as many positions as tokens."""
+    ids = encode(render(talk))
+    if picture is None:
+        return ids
+    at = ids.index(IMAGE)
+    return [*ids[:at], BEGIN_IMAGE, *[IMAGE] * picture.tokens, END_IMAGE, *ids[at + 1 :]]
+
+
+def _pictures(pictures: list[Picture]) -> Pictures | None:
+    if not pictures:
+        return None
+    rows = [torch.from_numpy(own.patches()) for own in pictures]
+    places = [torch.cartesian_prod(*map(torch.arange, own.grid)).flip(-1) for own in pictures]  # row-major
+    padded = pad_sequence(rows, batch_first=True)
+    return Pictures(padded, pad_sequence(places, batch_first=True, padding_value=-1))
 
 
 def batches(seed: int, size: int, focus: Mapping[str, float] | None = None) -> Iterator[Batch]:
-    """An endless seeded stream: bare tasks in one canvas, answers of several (a quarter as many), talks (half).
+    """An endless seeded stream: bare tasks in one canvas, answers of several (a quarter as many), talks (half),
+    pictures (a quarter).
 
     `focus` holds factors on the shares of tasks by name.
     """
@@ -111,9 +168,11 @@ def batches(seed: int, size: int, focus: Mapping[str, float] | None = None) -> I
     short = _batched((_short(example, chance) for example in anything if len(example.answer) < CANVAS), size, rng)
     long = _batched((bare(example) for example in counts if len(example.answer) >= CANVAS), size // 4, rng)
     talks = _batched(draw_talks(seed, held_out=False), size // 2, rng)
+    shown = _batched((reading(*own) for own in draw_readings(seed, held_out=False)), size // 4, rng)
     while True:
         kind = rng.random()
-        yield next(long if kind < LONG else talks if kind < LONG + TALKS else short)
+        ends = (LONG, LONG + TALKS, LONG + TALKS + READINGS)
+        yield next((long, talks, shown, short)[bisect(ends, kind)])
 
 
 def _batched(talks: Iterator[Talk], size: int, rng: random.Random) -> Iterator[Batch]:

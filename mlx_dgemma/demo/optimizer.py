@@ -16,6 +16,8 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # without torch's closure, which nothing here gives
         for group in self.param_groups:
             for p in group["params"]:
+                if p.grad is None:  # eyes, where nothing was shown
+                    continue
                 state = self.state[p]
                 buffer = state.setdefault("buffer", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
@@ -38,9 +40,7 @@ def orthogonalise(x: Tensor, iterations: int = 5) -> Tensor:
 def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     matrices, others = [], []
     for name, p in model.named_parameters():
-        if "vision" in name:
-            p.requires_grad_(False)
-        elif p.ndim >= 2 and "embed_tokens" not in name and "router" not in name:
+        if p.ndim >= 2 and not any(part in name for part in ("embed_tokens", "router", "position_embedding")):
             matrices.append(p)
         else:
             others.append(p)

@@ -20,9 +20,29 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 from transformers.models.diffusion_gemma import DiffusionGemmaGenerationConfig
 
-from mlx_dgemma.demo.batches import CANVAS, TOKENIZER, Batch, batches, encode_prompt, left_pad
+from mlx_dgemma.demo.batches import (
+    BUDGET,
+    CANVAS,
+    PATCH,
+    POOLED,
+    TOKENIZER,
+    Batch,
+    batches,
+    encode_prompt,
+    left_pad,
+)
 from mlx_dgemma.demo.optimizer import make_optimizers
-from mlx_dgemma.demo.vocabulary import BOS, END_OF_TURN, EOS, PAD, RESPONSE, write_tokenizer
+from mlx_dgemma.demo.vocabulary import (
+    BEGIN_IMAGE,
+    BOS,
+    END_IMAGE,
+    END_OF_TURN,
+    EOS,
+    IMAGE,
+    PAD,
+    RESPONSE,
+    write_tokenizer,
+)
 from mlx_dgemma.model.config import published_dialect, read_config
 from mlx_dgemma.tasks import TASKS, examples
 from mlx_dgemma.terminal import signals
@@ -58,29 +78,33 @@ def model_config() -> DiffusionGemmaConfig:
     }
     vision = {
         "model_type": "gemma4_vision",
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "num_key_value_heads": 1,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "head_dim": 16,
         "global_head_dim": 16,
-        "patch_size": 4,
-        "position_embedding_size": 16,
+        "patch_size": PATCH,
+        "pooling_kernel_size": POOLED,
+        "position_embedding_size": BUDGET * POOLED,  # a picture may be one token high
+        "default_output_length": BUDGET,
+        "standardize": True,
     }
     top: dict[str, Any] = {"canvas_length": CANVAS, "eos_token_id": [EOS, END_OF_TURN, RESPONSE]}
+    top |= {"image_token_id": IMAGE, "boi_token_id": BEGIN_IMAGE, "eoi_token_id": END_IMAGE}
+    top |= {"vision_soft_tokens_per_image": BUDGET}
     return DiffusionGemmaConfig(text_config=text, vision_config=vision, **top)
 
 
 def load_start(folder: Path) -> DiffusionGemmaForBlockDiffusion:
-    """A checkpoint to go on from; of one with another vocabulary, embeddings are carried over by token."""
+    """A checkpoint to go on from: embeddings are carried over by token, eyes of another size begin afresh."""
     old: DiffusionGemmaForBlockDiffusion = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
     theirs: dict[str, int] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     ours = TOKENIZER.get_vocab()
-    if theirs == ours:
-        return old
     model = new_model()
-    rest = {name: t for name, t in old.state_dict().items() if not name.endswith(TABLES)}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    rest = {n: t for n, t in old.state_dict().items() if not n.endswith(TABLES) and t.shape == shapes.get(n)}
     model.load_state_dict(rest, strict=False)
     table, old_table = model.lm_head.weight.data, old.lm_head.weight.data
     for token in ours.keys() & theirs.keys():
@@ -95,18 +119,22 @@ def new_model() -> DiffusionGemmaForBlockDiffusion:
     return model
 
 
-def masks(start: Tensor, length: int, window: int) -> tuple[Masks, Masks]:
-    """What the queries of encoder (B, 1, T, T) and canvas (B, 1, C, T + C) see, by kind of layer.
+def masks(start: Tensor, ids: Tensor, window: int) -> tuple[Masks, Masks]:
+    """What the queries of encoder (B, 1, T, T) and canvas (B, 1, C, T + C) see, by kind of layer; ids are (B, T).
+
+    A picture's tokens, of which a row has one picture's, see each other.
 
     The canvas sees the prefix up to where it begins, in sliding layers the last `window - 1` tokens of it, and itself.
     """
+    length, shown = ids.shape[1], (ids == IMAGE)[:, None]
     query, key, begin = torch.arange(length)[:, None], torch.arange(length), start[:, None, None, None]
+    both = shown[..., None] & shown[..., None, :]  # (B, 1, T, T)
     causal, before = key <= query, key < begin
     seen = {
         "full_attention": (causal, before),
         "sliding_attention": (causal & (query - key < window), before & (begin - key < window)),
     }
-    reader = {kind: own.expand(len(start), 1, -1, -1) for kind, (own, _) in seen.items()}
+    reader = {kind: own | both for kind, (own, _) in seen.items()}
     viewer = {kind: prefix.expand(-1, -1, CANVAS, -1) for kind, (_, prefix) in seen.items()}
     return reader, {kind: pad(prefix, (0, CANVAS), value=True) for kind, prefix in viewer.items()}
 
@@ -116,9 +144,11 @@ def encode_rows(model: DiffusionGemmaForBlockDiffusion, batch: Batch) -> tuple[T
 
     The denoiser takes a canvas (B, C) and the previous logits (B, C, V) or None, and returns logits (B, C, V).
     """
-    reader, viewer = masks(batch.start, batch.ids.shape[1], model.config.get_text_config().sliding_window)
+    reader, viewer = masks(batch.start, batch.ids, model.config.get_text_config().sliding_window)
     cache = DynamicCache()  # every layer whole: each row's canvas begins elsewhere
-    hidden = model.model.encoder(input_ids=batch.ids, attention_mask=reader, cache=cache).last_hidden_state
+    shown = batch.pictures
+    eyes = {} if shown is None else {"pixel_values": shown.patches, "image_position_ids": shown.places}
+    hidden = model.model.encoder(input_ids=batch.ids, attention_mask=reader, cache=cache, **eyes).last_hidden_state
     cap = model.final_logit_softcapping
     positions = batch.start[:, None] + torch.arange(CANVAS)
 

@@ -13,6 +13,7 @@ SPECIAL = (
     "<image|>",
 )  # fmt: skip
 PAD, EOS, BOS, END_OF_TURN = 0, 1, 2, SPECIAL.index("<turn|>")
+BEGIN_IMAGE, IMAGE, END_IMAGE = (SPECIAL.index(name) for name in ("<|image>", "<|image|>", "<image|>"))
 RESPONSE = SPECIAL.index("<|tool_response>")  # ends a turn that waits for a tool's result
 HEADS = ("user\n", "model\n", "system\n", "thought\n")  # what follows a marker is one token, with its line break
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # all that ASCII prints

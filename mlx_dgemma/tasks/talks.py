@@ -10,10 +10,13 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlx_dgemma.tasks import TASKS, Example, examples
+from mlx_dgemma.tasks import TASKS, Example, examples, readings
 from mlx_dgemma.tasks.words import draw_letters
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Message = dict[str, Any]
 UNKNOWN_TOOL = "no such tool"
@@ -48,8 +51,8 @@ class Talk:
     @property
     def prompt(self) -> str:
         """What the user said last."""
-        content: str = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
-        return content
+        content: str | list[Message] = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
+        return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content).strip()
 
     def check(self, said: str) -> bool:
         """Whether a text, or a call as JSON, is right; a task may have several right answers."""
@@ -89,6 +92,12 @@ def with_form(example: Example, *, schema: bool) -> Talk:
     types = {key: {"type": "integer" if isinstance(value, int) else "string"} for key, value in pairs.items()}
     told = {"type": "object", "properties": types, "required": list(pairs)}
     return with_system(example, SCHEMA + json.dumps(told))
+
+
+def reading(image: "Image.Image", text: str) -> Talk:
+    """A picture, and what it says."""
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": readings.PROMPT}]
+    return Talk(({"role": "user", "content": parts},), text)
 
 
 def draw_call(rng: random.Random) -> Talk:
@@ -162,17 +171,20 @@ def draw_talks(seed: int, *, held_out: bool) -> Iterator[Talk]:
 
 
 THINKING = "add with thinking"
+READING = "read a picture"
 # Rows of a table beside those of `tasks.ROWS`: which talks.
 _PARTS: dict[str, Callable[[Talk], bool]] = {
     "behind other turns": lambda talk: talk.messages[-1]["role"] == "user" and len(talk.messages) > 2,
     "calling a tool": lambda talk: talk.call is not None,
     "a tool's result": lambda talk: talk.messages[-1]["role"] == "tool",
 }
-TALK_ROWS = (THINKING, *_PARTS)
+TALK_ROWS = (THINKING, READING, *_PARTS)
 
 
 def draw_talk_row(row: str, seed: int, n: int) -> list[Talk]:
     """Held-out talks for a row of TALK_ROWS. Fewer of them are the first ones of more."""
     if row == THINKING:
         return [thoughtful(example) for example in islice(examples(seed, held_out=True, task="add"), n)]
+    if row == READING:
+        return [reading(*own) for own in islice(readings.draw_readings(seed, held_out=True), n)]
     return list(islice(filter(_PARTS[row], draw_talks(seed, held_out=True)), n))

@@ -8,15 +8,29 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 from mlx_dgemma import generate_text, load
 from mlx_dgemma.checkpoint.loading import EMBEDDED
 from mlx_dgemma.demo import training
-from mlx_dgemma.demo.batches import CANVAS, PROMPT, TOKENIZER, batches, collate, encode, encode_answer, render
+from mlx_dgemma.demo.batches import (
+    BUDGET,
+    CANVAS,
+    PATCH,
+    POOLED,
+    PROMPT,
+    TOKENIZER,
+    batches,
+    collate,
+    encode,
+    encode_answer,
+    render,
+)
 from mlx_dgemma.demo.optimizer import make_optimizers, orthogonalise
-from mlx_dgemma.demo.vocabulary import END_OF_TURN, PAD, build_tokenizer
+from mlx_dgemma.demo.vocabulary import END_OF_TURN, IMAGE, PAD, build_tokenizer
 from mlx_dgemma.tasks import draw_examples, is_held_out
-from mlx_dgemma.tasks.talks import bare, draw_talks, thoughtful, with_history
+from mlx_dgemma.tasks.readings import draw_readings
+from mlx_dgemma.tasks.talks import bare, draw_talks, reading, thoughtful, with_history
 
 WINDOW = training.model_config().text_config.sliding_window
 
@@ -98,6 +112,37 @@ def test_canvases_see_what_the_cached_path_shows_them(model, batch):
             own = None if self_conditioning is None else self_conditioning[i : i + 1]
             alone = model(decoder_input_ids=canvas[i : i + 1], cache=cache, self_conditioning_logits=own).logits
             torch.testing.assert_close(logits[i : i + 1], alone, atol=2e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_picture_is_seen_as_the_reference_shows_it(model):
+    """Row by row: the reference's own processor, one picture a row, its tokens both ways, all else causal."""
+    talks = [reading(*own) for own in islice(draw_readings(0, held_out=True), 3)]
+    batch = collate(talks, random.Random(0))
+    processor = Gemma4ImageProcessorPil(patch_size=PATCH, pooling_kernel_size=POOLED, max_soft_tokens=BUDGET)
+    causal, denoise = training.encode_rows(model, batch)
+    logits = denoise(batch.clean, None)
+    for i, talk in enumerate(talks):
+        image = talk.messages[0]["content"][0]["image"]
+        shown = processor([image], return_tensors="pt")
+        n, start = int((batch.read[i] > 0).nonzero().max()) + 1, int(batch.start[i])
+        ids = batch.ids[i : i + 1, :n]
+        kinds = (ids == IMAGE).int()
+        assert kinds.sum() == shown["num_soft_tokens_per_image"][0] and not batch.read[i, :n][kinds[0].bool()].any()
+        for end in (n, start):
+            cache, known = DynamicCache(config=model.config.get_text_config()), dict(mm_token_type_ids=kinds[:, :end])
+            masks = model.model.encoder.create_masks_for_generate(
+                model.config, torch.empty(1, end, 0), torch.ones(1, end).bool(), cache, torch.arange(end)[None], **known
+            )
+            hidden = model.model.encoder(
+                input_ids=ids[:, :end], attention_mask=masks, cache=cache, pixel_values=shown["pixel_values"],
+                image_position_ids=shown["image_position_ids"],
+            ).last_hidden_state  # fmt: skip
+            if end == n:
+                alone = 30 * torch.tanh(model.lm_head(hidden) / 30)
+                torch.testing.assert_close(causal[i : i + 1, :n], alone, atol=1e-3, rtol=1e-2)
+        alone = model(decoder_input_ids=batch.clean[i : i + 1], cache=cache).logits
+        torch.testing.assert_close(logits[i : i + 1], alone, atol=1e-3, rtol=1e-2)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def test_a_talk_is_asked_with_its_turns_tools_and_thinking(row):
         settings = GenerationConfig(max_new_tokens=7)
         outcome = ask(engine, question, settings, 40)
         assert engine.asked == [replace(request, settings=settings, seed=40 + question.index)]
-        assert outcome.correct and outcome.prompt == question.prompt in [m.get("content") for m in talk.messages]
+        assert outcome.correct and outcome.prompt == question.prompt == talk.prompt
         assert not ask(Scripted("x"), question, settings, 0).correct
 
 
