@@ -1,6 +1,7 @@
 """Batches of the embedded checkpoint's training: whole conversations, and one canvas of each answer."""
 
 import random
+import string
 from bisect import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mlx_dgemma.demo.vocabulary import (
     BEGIN_IMAGE,
+    BOS,
     END_IMAGE,
     END_OF_TURN,
     IMAGE,
@@ -31,6 +33,7 @@ CANVAS = 64
 TOKENIZER = build_tokenizer()
 LONG, TALKS, READINGS = 0.15, 0.25, 0.1  # shares of the batches: answers of several canvases, talks, pictures
 PATCH, POOLED, BUDGET = 4, 3, 70  # of pictures: pixels, patches along a token, and tokens at most
+COPIED = 40  # characters, at least, that `copies` takes pieces from
 PROMPT = 0.1  # a prompt is mostly random letters, of which there is little to learn
 POOL = 2  # batches that are drawn together and sorted by length
 
@@ -155,11 +158,34 @@ def _pictures(pictures: list[Picture]) -> Pictures | None:
     return Pictures(padded, pad_sequence(places, batch_first=True, padding_value=-1))
 
 
-def batches(seed: int, size: int, focus: Mapping[str, float] | None = None) -> Iterator[Batch]:
+def copies(rng: random.Random, size: int) -> Batch:
+    """Random characters and a canvas of pieces of them, from one whole piece to short ones with a stop between.
+
+    Nothing can be known of such a canvas but where its pieces stand in the text: what all tasks that repeat words need,
+    and learn slowly from few words. The causal loss covers the canvas.
+    """
+    letters = encode(string.ascii_lowercase + string.digits + " ")
+    stops = encode('":,{}. ')
+    rows, length = [], rng.randint(COPIED, 2 * COPIED)
+    for _ in range(size):
+        text = rng.choices(letters, k=length)
+        longest, canvas = rng.choice((6, 12, CANVAS)), list[int]()
+        while len(canvas) < CANVAS:
+            n = rng.randint(2, longest) if longest < CANVAS else CANVAS
+            begin = rng.randrange(length - min(n, length) + 1)
+            canvas += [*text[begin : begin + n], rng.choice(stops)]
+        rows.append([BOS, *text, *canvas[:CANVAS]])
+    ids, start = torch.tensor(rows), torch.full((size,), length + 1)
+    return Batch(ids, (torch.arange(ids.shape[1]) > length).expand(ids.shape) * 1.0, start, ids[:, length + 1 :])
+
+
+def batches(
+    seed: int, size: int, focus: Mapping[str, float] | None = None, copied: float = 0.0
+) -> Iterator[Batch]:  # fmt: skip
     """An endless seeded stream: bare tasks in one canvas, answers of several (a quarter as many), talks (half),
     pictures (a quarter).
 
-    `focus` holds factors on the shares of tasks by name.
+    `focus` holds factors on the shares of tasks by name; `copied` is the share of batches of `copies`, before theirs.
     """
     rng, chance = random.Random(f"{seed}/batches"), random.Random(f"{seed}/kinds")
     weights = {name: task.weight * (focus or {}).get(name, 1) for name, task in TASKS.items()}
@@ -170,6 +196,9 @@ def batches(seed: int, size: int, focus: Mapping[str, float] | None = None) -> I
     talks = _batched(draw_talks(seed, held_out=False), size // 2, rng)
     shown = _batched((reading(*own) for own in draw_readings(seed, held_out=False)), size // 4, rng)
     while True:
+        if chance.random() < copied:
+            yield copies(rng, size)
+            continue
         kind = rng.random()
         ends = (LONG, LONG + TALKS, LONG + TALKS + READINGS)
         yield next((long, talks, shown, short)[bisect(ends, kind)])

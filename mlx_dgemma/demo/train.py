@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--start", type=Path, metavar="D", help="go on from this checkpoint")
     add("--rate", type=float, default=1.0, metavar="FACTOR", help="on both learning rates (default: 1)")
     add("--focus", nargs="+", type=_factor, default=(), metavar="TASK=X", help="factors on the shares of tasks")
+    add("--copies", type=float, default=0.0, metavar="SHARE", help="of batches: pieces of random text (default: 0)")
     return parser
 
 

@@ -194,6 +194,7 @@ class Plan:
         start: checkpoint to go on from; None starts afresh.
         rate: factor on both learning rates.
         focus: factors on the shares of tasks, by name.
+        copies: share of batches that copy pieces of random text and nothing else.
     """
 
     output: Path
@@ -205,6 +206,7 @@ class Plan:
     start: Path | None = None
     rate: float = 1.0
     focus: tuple[tuple[str, float], ...] = ()
+    copies: float = 0.0
 
 
 def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
@@ -214,7 +216,7 @@ def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
     model.set_experts_implementation("grouped_mm")
     optimizers = make_optimizers(model)
     peaks = [plan.rate * group["lr"] for o in optimizers for group in o.param_groups]
-    data, began, saved = batches(plan.seed, plan.batch_size, dict(plan.focus)), time.time(), time.time()
+    data, began, saved = batches(plan.seed, plan.batch_size, dict(plan.focus), plan.copies), time.time(), time.time()
     step, done = 0, 0.0
     while done < 1:
         step += 1

@@ -12,6 +12,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 
 from mlx_dgemma import generate_text, load
 from mlx_dgemma.checkpoint.loading import EMBEDDED
+from mlx_dgemma.demo import batches as training_batches
 from mlx_dgemma.demo import training
 from mlx_dgemma.demo.batches import (
     BUDGET,
@@ -27,7 +28,7 @@ from mlx_dgemma.demo.batches import (
     render,
 )
 from mlx_dgemma.demo.optimizer import make_optimizers, orthogonalise
-from mlx_dgemma.demo.vocabulary import END_OF_TURN, IMAGE, PAD, build_tokenizer
+from mlx_dgemma.demo.vocabulary import BOS, END_OF_TURN, IMAGE, PAD, build_tokenizer
 from mlx_dgemma.tasks import draw_examples, is_held_out
 from mlx_dgemma.tasks.readings import draw_readings
 from mlx_dgemma.tasks.talks import bare, draw_talks, reading, thoughtful, with_history
@@ -86,6 +87,29 @@ def test_the_same_seed_makes_the_same_batches_and_none_holds_a_held_out_prompt()
     prompts = [part.split("<turn|>")[0] for text in texts for part in text.split("<|turn>user\n")[1:]]
     assert len(prompts) > 150 and not any(is_held_out(p) for p in prompts if not p.startswith("ask "))
     assert {len(b.ids) for b in first} == {8, 4, 2}
+
+
+def test_a_copy_is_made_of_pieces_of_its_text():
+    batch = training_batches.copies(random.Random(1), 30)
+    shortest = []
+    for ids, start, clean, read in zip(batch.ids, batch.start, batch.clean, batch.read, strict=True):
+        text = TOKENIZER.decode(ids[1:start].tolist())
+        canvas = TOKENIZER.decode(clean.tolist())
+        assert ids[0] == BOS and ids[start:].tolist() == clean.tolist() and len(canvas) == CANVAS
+        assert not read[:start].any() and read[start:].all()
+        pieces = []
+        while canvas:  # greedily: the longest piece of the text, and the stop behind it
+            n = max(n for n in range(len(canvas) + 1) if canvas[:n] in text)
+            pieces.append(n)
+            canvas = canvas[n + 1 :]
+        shortest.append(max(pieces))
+    assert min(shortest) >= 2 and max(shortest) > 30 and any(n < 14 for n in shortest)
+
+
+def test_a_share_of_batches_are_copies():
+    drawn = list(islice(batches(0, 8, copied=0.5), 60))
+    copied = [b for b in drawn if b.ids.shape[1] == int(b.start[0]) + CANVAS and not b.read[:, : b.start[0]].any()]
+    assert 15 < len(copied) < 45
 
 
 def test_a_focus_changes_the_shares_of_tasks():
