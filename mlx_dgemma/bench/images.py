@@ -135,7 +135,11 @@ def measure_image(model: DiffusionGemma, tokens: int, repeat: int) -> ImageRepor
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    seen = [machine.seconds(lambda: eyes.see(patches, grid)) for _ in range(1 + repeat)][1:]
+
+    def see() -> None:
+        eyes.see(patches, grid)
+
+    seen = [machine.seconds(see) for _ in range(1 + repeat)][1:]
     transient = max(0, mx.get_peak_memory() - before)
 
     def encode() -> None:

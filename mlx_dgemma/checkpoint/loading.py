@@ -22,6 +22,7 @@ from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import GatedMLP
 from mlx_dgemma.model.moe import Router
+from mlx_dgemma.model.scores import IMAGE_MASKS
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -32,6 +33,7 @@ def load(
     *,
     dtype: mx.Dtype | None = None,
     vision_dtype: mx.Dtype = mx.float32,
+    image_mask: str = "reference",
     revision: str | None = None,
     verify: bool = False,
 ) -> tuple[DiffusionGemma, FastTokenizer | SentencePieceTokenizer | None]:
@@ -42,6 +44,8 @@ def load(
         dtype: of weights and activations; by default the checkpoint's own on a GPU and float32 on the CPU.
         vision_dtype: of the vision tower, whose weights are read at the first image; bfloat16 halves their memory, and
             is coarse where activations reach tens of thousands.
+        image_mask: how the tokens of an image see each other: "reference", all of them on all layers, as in
+            transformers' DiffusionGemma; or "google", on sliding layers within the window, as in Google's JAX.
         revision: branch, tag or commit of a hub repository.
         verify: compare the files with the SHA-256 sums that the converter noted in convert.json.
 
@@ -49,14 +53,20 @@ def load(
         The model, and its tokenizer or None if the folder has no tokenizer files.
 
     Raises:
-        DGemmaError: no checkpoint there, one of another kind, or a missing, misshapen or cut-off tensor.
+        DGemmaError: no checkpoint there, one of another kind, or a missing, misshapen or cut-off tensor; an unknown
+            mask.
     """
+    if image_mask not in IMAGE_MASKS:
+        raise DGemmaError(f"image_mask is {image_mask!r}; choose {' or '.join(IMAGE_MASKS)}")
     folder = resolve(path_or_repo, revision)
     config = ModelConfig.from_file(folder / "config.json")
     if verify:
         check_sums(folder)
     with memory.explained():
-        return load_model(folder, config, dtype, vision_dtype=vision_dtype), load_tokenizer(folder)
+        model = load_model(folder, config, dtype, vision_dtype=vision_dtype)
+        if config.images_both_ways:
+            model.image_mask = IMAGE_MASKS[image_mask]
+        return model, load_tokenizer(folder)
 
 
 def resolve(path_or_repo: str | Path | None, revision: str | None = None) -> Path:

@@ -69,6 +69,7 @@ class ModelConfig:
     quantization: dict[str, Any] | None
     generation_config: dict[str, Any] | None
     denoiser_trained: bool
+    images_both_ways: bool = True
 
     @classmethod
     def from_file(cls, path: Path) -> "ModelConfig":
@@ -110,6 +111,7 @@ class ModelConfig:
             quantization=quantization_of(content),
             generation_config=content.get("generation_config"),
             denoiser_trained=content.get("denoiser_trained", True),
+            images_both_ways=text.get("use_bidirectional_attention", "vision") == "vision",
         )
         if config.top_k_experts > config.num_experts:
             raise DGemmaError(f"text_config.top_k_experts is {config.top_k_experts} of {config.num_experts} experts")

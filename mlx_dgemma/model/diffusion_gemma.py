@@ -114,6 +114,8 @@ class DiffusionGemma(nn.Module):
     Attributes:
         eyes: what sees images, none of whose weights are parameters of this module; None where nothing does.
         no_eyes: why not, in one line.
+        image_mask: how the tokens of an image see each other, one of `scores.IMAGE_MASKS`; causally where config.json
+            says so.
     """
 
     def __init__(self, config: ModelConfig):
@@ -122,7 +124,7 @@ class DiffusionGemma(nn.Module):
         self.model = Backbone(config)
         self.eyes: Eyes | None = None
         self.no_eyes = "this model was made without a vision tower; load it from a checkpoint that has one"
-        self.image_mask: Attend = attend_image
+        self.image_mask: Attend = attend_image if config.images_both_ways else attend_causally
 
     def tensors(self) -> dict[str, mx.array]:
         """All parameters by name."""

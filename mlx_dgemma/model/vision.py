@@ -45,7 +45,8 @@ class VisionAttention(nn.Module):
         q = turned(self.q_norm(heads[:, 0]), places, self.rope_theta)  # (P, heads, D)
         k = turned(self.k_norm(heads[:, 1]), places, self.rope_theta)
         v = rms_norm(heads[:, 2], self.eps)
-        out = attend_all(*(a.swapaxes(0, 1)[None] for a in (q, k, v)))  # (1, heads, P, D)
+        q, k, v = (a.swapaxes(0, 1)[None] for a in (q, k, v))  # (1, heads, P, D)
+        out = attend_all(q, k, v)
         projected: mx.array = self.o_proj(out[0].swapaxes(0, 1).reshape(len(x), -1))
         return projected
 

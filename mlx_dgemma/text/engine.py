@@ -54,11 +54,19 @@ class Engine:
         *,
         dtype: mx.Dtype | None = None,
         vision_dtype: mx.Dtype = mx.float32,
+        image_mask: str = "reference",
         revision: str | None = None,
         verify: bool = False,
     ) -> Engine:
         """An engine for a checkpoint; see `checkpoint.loading.load`."""
-        model, tokenizer = load(path_or_repo, dtype=dtype, vision_dtype=vision_dtype, revision=revision, verify=verify)
+        model, tokenizer = load(
+            path_or_repo,
+            dtype=dtype,
+            vision_dtype=vision_dtype,
+            image_mask=image_mask,
+            revision=revision,
+            verify=verify,
+        )
         return cls(model, tokenizer, "embedded" if path_or_repo is None else str(path_or_repo))
 
     def prepare(self, request: Request) -> Run:

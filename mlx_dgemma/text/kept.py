@@ -28,8 +28,9 @@ SUFFIX = ".prefix.safetensors"
 
 
 def identity_of(model: DiffusionGemma) -> str:
-    """Tells models apart: by configuration, the first numbers of every tensor, and the version of MLX."""
-    told = hashlib.sha256(f"{FORM} {host.MLX_VERSION} {model.config!r}".encode())
+    """Tells models apart: by configuration, how images are seen, some of every tensor, and the version of MLX."""
+    eyes = None if model.eyes is None else (model.eyes.config, model.image_mask.__name__)
+    told = hashlib.sha256(f"{FORM} {host.MLX_VERSION} {model.config!r} {eyes!r}".encode())
     for name, tensor in sorted(model.tensors().items()):
         told.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
         told.update(_bytes(tensor.flatten()[:SAMPLE]))

@@ -39,10 +39,11 @@ def reference_noise(monkeypatch):
 
 def reference_generate(reference, prompt, **settings):
     bound = EntropyBoundSamplerConfig(entropy_bound=settings.pop("entropy_bound"))
+    shown = settings.pop("shown", {})
     config = DiffusionGemmaGenerationConfig(
         max_new_tokens=3 * CANVAS, t_min=0.4, t_max=0.8, sampler_config=bound, **settings
     )
-    out = reference.generate(torch.tensor([prompt]), generation_config=config)
+    out = reference.generate(torch.tensor([prompt]), generation_config=config, **shown)
     return out.sequences[0, len(prompt) :].tolist()
 
 

@@ -1,5 +1,6 @@
 """Images in prompts against the reference: prefixes in segments, under both masks, and whole generations."""
 
+import json
 from functools import partial
 
 import mlx.core as mx
@@ -9,10 +10,10 @@ import torch
 from transformers import DynamicCache
 from transformers.models.gemma4.modeling_gemma4 import create_masks_for_vision_model, get_block_sequence_ids_for_mask
 
-from mlx_dgemma import Engine
+from mlx_dgemma import DGemmaError, Engine, GenerationConfig, Request
 from mlx_dgemma.model.prefill import segments
-from mlx_dgemma.model.scores import IMAGE_MASKS
-from tests.conftest import WINDOW
+from mlx_dgemma.model.scores import IMAGE_MASKS, attend_causally
+from tests.conftest import CANVAS, WINDOW, ReplayedNoise
 from tests.parity.test_generation import SETTINGS, reference_generate, reference_noise  # noqa: F401
 from tests.seeing import IMAGE, expanded, picture, processed, seeing, seeing_folder  # noqa: F401
 
@@ -97,3 +98,49 @@ def test_the_two_masks_differ(engine, seeing, monkeypatch):  # noqa: F811
     """Or the tests above would show nothing."""
     one, two = (reference_states(seeing, PROMPTS[1], [0], mask)[0] for mask in IMAGE_MASKS)
     assert np.abs(one - two).max() > 0.01 * np.abs(one).max()
+
+
+def shown(prompt, pictures):
+    """What the reference's generate takes beside expanded ids."""
+    seen = processed(pictures)
+    kinds = (torch.tensor([expanded(prompt, pictures)]) == IMAGE).int()
+    return {"mm_token_type_ids": kinds} | {name: seen[name] for name in ("pixel_values", "image_position_ids")}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+@pytest.mark.parametrize("settings", SETTINGS[:3], ids=range(3))
+def test_three_canvases_behind_images_token_for_token(engine, seeing, reference_noise, settings, prompt):  # noqa: F811
+    """From files to tokens: pixels, tower, prefix, canvases that are stitched, and the next ones."""
+    pictures = list(range(prompt.count(IMAGE)))
+    theirs = reference_noise(5)
+    given = expanded(prompt, pictures)
+    expected = reference_generate(seeing, given, eos_token_id=None, shown=shown(prompt, pictures), **settings)
+    config = GenerationConfig(max_new_tokens=3 * CANVAS, eos_token_id=[], **settings)
+    noise = ReplayedNoise(5)
+    result = engine.generate(Request(prompt, settings=config, noise=noise, images=[picture(n) for n in pictures]))
+    assert result.tokens == expected and noise.draws == theirs.draws
+    assert result.stats.prompt_tokens == len(given)
+    assert result.stats.image_tokens == tuple(processed(pictures)["num_soft_tokens_per_image"].tolist())
+
+
+def test_images_change_what_is_written(engine):
+    """Or the comparison above would show nothing."""
+    config = GenerationConfig(max_new_tokens=CANVAS, eos_token_id=[], **SETTINGS[0])
+    texts = [engine.generate(Request([3, IMAGE, 4], settings=config, images=[picture(n)])).tokens for n in (1, 4)]
+    assert texts[0] != texts[1]
+
+
+def test_a_mask_is_chosen_by_name(seeing_folder):  # noqa: F811
+    assert Engine.load(seeing_folder).model.image_mask is IMAGE_MASKS["reference"]
+    assert Engine.load(seeing_folder, image_mask="google").model.image_mask is IMAGE_MASKS["google"]
+    with pytest.raises(DGemmaError, match="image_mask is 'gogle'; choose reference or google"):
+        Engine.load(seeing_folder, image_mask="gogle")
+
+
+def test_without_two_directions_images_are_causal(seeing_folder, tmp_path):  # noqa: F811
+    """A config.json whose `use_bidirectional_attention` is null; the reference then has no overlay."""
+    content = json.loads((seeing_folder / "config.json").read_text())
+    content["text_config"]["use_bidirectional_attention"] = None
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "model.safetensors").symlink_to(seeing_folder / "model.safetensors")
+    assert Engine.load(tmp_path).model.image_mask is attend_causally
