@@ -107,6 +107,12 @@ def test_a_key_names_pixels_and_budget():
     assert any(own.bit_length() > 62 for own in others)
 
 
+def test_budgets_have_keys_of_their_own_where_the_pixels_are_equal(monkeypatch):
+    monkeypatch.setattr(images, "BUDGETS", (70, 71))
+    few, more = (read_picture(coloured(9, 9), "image 1", budget=budget) for budget in (70, 71))
+    assert np.array_equal(few.pixels, more.pixels) and few.key != more.key
+
+
 def test_keys_tell_shapes_apart_that_share_their_bytes():
     high, wide = (read_picture(Image.new("RGB", size), "image 1", budget=70) for size in ((48, 3360), (3360, 48)))
     assert high.pixels.tobytes() == wide.pixels.tobytes() and high.key != wide.key

@@ -155,11 +155,14 @@ def test_a_text_is_no_image(content, tmp_path):
         assert "; give " in refusal(source)
 
 
+MOVING = saved(coloured(9, 9), "WEBP", save_all=True, append_images=[coloured(9, 9, seed=1)])
+
+
 @pytest.mark.parametrize(
     "content",
     [
         png(10_000, 10_000, 8, 2), png(60_000, 60_000, 8, 2), png(1, 300_000, 8, 0), png(300_000, 1, 8, 0),
-        b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xfe\x3f\0" * 2,
+        MOVING[:24] + b"\xfe\x3f\0" * 2 + MOVING[30:],  # two frames on a canvas of 16,383 × 16,383
         b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\2\1\0\0;",
     ],
     ids=["warned of", "an error", "high", "wide", "webp", "gif"],
