@@ -146,7 +146,8 @@ def _image(own: "ImageReport | None") -> list[tuple[str, ...]]:
         return []
     seen = f"{own.tokens} tokens of {own.patches} patches, {own.tower_gigaflops:,.0f} GFLOP/s"
     return [
-        ("image", _ms(own.tower_ms), seen, _size(own.tower_transient_bytes).strip()),
+        ("image", _ms(own.tower_ms), seen),
+        ("  transient", _size(own.tower_transient_bytes), "while the tower sees it"),
         ("  prefill", _ms(own.prefill_ms)),
     ]
 

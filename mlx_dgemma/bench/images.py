@@ -102,7 +102,7 @@ def _encoded(config: ModelConfig, widths: Widths, tokens: int) -> float:
 
 def page(config: ModelConfig, vision: VisionConfig | None, widths: Widths) -> str:
     """The table of all budgets, under its title; nothing of a checkpoint that cannot see."""
-    if vision is None:
+    if vision is None or not vision.has_tokens(config.vocab_size):
         return ""
     return f"\n\nAn image, by its budget:\n\n{image_table([image_cost(config, vision, widths, n) for n in BUDGETS])}"
 
@@ -115,7 +115,7 @@ def image_table(costs: list[ImageCost]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for c in costs:
-        figures = f"{c.tower:.2f} | {c.attention:.2f} | {c.prefill:.2f} | {c.steps:.1f} | {c.share:.0%}"
+        figures = f"{c.tower:.3g} | {c.attention:.2g} | {c.prefill:.3g} | {c.steps:.1f} | {c.share:.0%}"
         lines.append(f"| {c.tokens} | {c.patches} | {figures} |")
     return "\n".join(lines)
 
