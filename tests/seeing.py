@@ -31,7 +31,7 @@ EYES = {
     "standardize": True,
     "initializer_range": 0.2,
 }
-SIZES = ((10, 300), (60, 60), (50, 37))  # height and width: 24, 64 and 54 soft tokens
+SIZES = ((10, 300), (60, 60), (50, 37))  # height and width: 45, 64 and 63 soft tokens
 
 
 @torch.no_grad()
@@ -98,11 +98,16 @@ def seeing_folder(seeing, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def seeing_engine(tmp_path_factory) -> Engine:
-    """One that also reads texts, in the published checkpoint's template; it knows control tokens and bytes."""
-    tokenizer, path = gemma_tokenizer(), tmp_path_factory.mktemp("seeing-engine")
-    names = tokenizer.get_vocab()
+def write_seeing(path: Path) -> Path:
+    """A checkpoint for the tokenizer of `tests.text.gemma`, which knows control tokens and bytes."""
+    names = gemma_tokenizer().get_vocab()
     marks = {"image_token_id": names["<|image|>"], "boi_token_id": 108, "eoi_token_id": 109}
     random_seeing_reference(marks, vocab_size=512, max_position_embeddings=2048).save_pretrained(path)
-    return Engine(load(path)[0], tokenizer, "seeing")
+    return path
+
+
+@pytest.fixture(scope="session")
+def seeing_engine(tmp_path_factory) -> Engine:
+    """One that also reads texts, in the published checkpoint's template."""
+    path = write_seeing(tmp_path_factory.mktemp("seeing-engine"))
+    return Engine(load(path)[0], gemma_tokenizer(), "seeing")

@@ -16,7 +16,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import read_file
 from mlx_dgemma.terminal.cli import Parser, exit_code, require, say
 from mlx_dgemma.terminal.options import add_model
-from mlx_dgemma.text.request import MAX_ROWS
+from mlx_dgemma.text.request import MAX_IMAGES, MAX_ROWS
 
 KEY = "DGEMMA_API_KEY"
 
@@ -39,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--queue", type=int, default=32, metavar="N", help="requests that may wait (default: 32)")
     about = f"texts that are written at a time (default: {MAX_ROWS})"
     add("--max-batch", type=int, default=MAX_ROWS, metavar="N", help=about)
+    about = f"images of a request (default: {MAX_IMAGES}; 0 takes none)"
+    add("--max-images", type=int, default=MAX_IMAGES, metavar="N", help=about)
     add("--metrics", action="store_true", help="count what is done at /metrics, for Prometheus")
     add("--adapter", metavar="FOLDER", help=argparse.SUPPRESS)
     add("-q", "--quiet", action="store_true", help="no line for each request")
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.adapter is not None:
         parser.error("--adapter: adapters are not supported yet")
-    for name, least, most in (("port", 0, 65535), ("queue", 0, 10_000), ("max_batch", 1, 64)):
+    for name, least, most in (("port", 0, 65535), ("queue", 0, 10_000), ("max_batch", 1, 64), ("max_images", 0, 64)):
         if not least <= vars(args)[name] <= most:
             parser.error(f"--{name.replace('_', '-')} takes {least} to {most}, got {vars(args)[name]}")
     for name in ("context", "prefix_bytes"):
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     options = Options(
         args.model, args.dtype, args.wire, args.host, args.port, keys, tuple(args.allow_host), tuple(args.allow_origin),
         args.context, args.prefix_bytes, args.queue, args.max_batch, args.quiet, args.metrics,
+        args.max_images,
     )  # fmt: skip
     serve(options, say)
     return 0

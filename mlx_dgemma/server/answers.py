@@ -73,6 +73,8 @@ class End:
             "denoise_seconds": round(stats.seconds, 4),
             "seed": self.seed,
         }
+        if stats.image_tokens:
+            made |= {"image_tokens": list(stats.image_tokens), "image_seconds": round(stats.image_seconds, 4)}
         return made | ({"warning": self.fault} if self.fault else {})
 
 

@@ -18,6 +18,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.server import responses as stateless
 from mlx_dgemma.server import sse
 from mlx_dgemma.server.answers import Answer, Part
+from mlx_dgemma.server.asking import Asked
 from mlx_dgemma.server.bodies import parsed
 from mlx_dgemma.server.chat import Chat
 from mlx_dgemma.server.completions import Completion, detokenized, tokenized
@@ -29,6 +30,7 @@ from mlx_dgemma.server.page import page_routes
 from mlx_dgemma.server.service import STARTED, Service
 from mlx_dgemma.server.surface import Asking
 from mlx_dgemma.server.systemone import answered, questions_of
+from mlx_dgemma.text import request as texts
 from mlx_dgemma.text.engine import Engine
 
 LOOK = 0.2  # seconds between looks at whether a client that waits for a whole answer is still there
@@ -129,10 +131,11 @@ class _Surfaces:
         return JSONResponse(self._row(self.service.named(request.path_params["name"])))
 
     def _row(self, name: str) -> dict[str, Any]:
-        context = self.service.context
+        context, seen = self.service.context, self.service.modalities
         return {
             "id": name, "slug": name, "object": "model", "created": STARTED, "owned_by": "mlx-dgemma",
             "context_length": context, "max_model_len": context, "context_window": context,
+            "input_modalities": seen, "architecture": {"input_modalities": seen, "output_modalities": ["text"]},
         }  # fmt: skip
 
     async def chat(self, request: Request, body: dict[str, Any]) -> Response:
@@ -153,7 +156,7 @@ class _Surfaces:
 
     async def count(self, request: Request, body: dict[str, Any]) -> Response:
         """/v1/messages/count_tokens."""
-        (asked,) = Messages.of(self.service, body).asked.requests(self.service)
+        (asked,) = await self._requests(Messages.of(self.service, body).asked)
         return JSONResponse({"input_tokens": await self._done(lambda engine: len(engine.prepare(asked).ids))})
 
     async def systemone(self, request: Request, body: dict[str, Any]) -> Response:
@@ -197,13 +200,22 @@ class _Surfaces:
     ) -> Response:  # fmt: skip
         """The answer of a surface, streamed or whole, once it is sure that there can be one."""
         asked = asking.asked
-        answer = self.service.answer(asked.requests(self.service), drafts=bool(asked.drafts and asking.is_stream))
+        requests = await while_there(request, None, self._requests(asked))
+        answer = self.service.answer(requests, drafts=bool(asked.drafts and asking.is_stream))
         await while_there(request, answer, answer.admitted())
         if not asking.is_stream:
             return JSONResponse(asking.whole(await whole(request, answer), answer))
         made = asking.streamed(answer)
         events = sse.events(answer, made.chunks, before=made.before(), after=made.after, failed=failed, silence=silence)
         return sse.stream(events)
+
+    async def _requests(self, asked: Asked) -> list[texts.Request]:
+        """What the engine gets, its images decoded."""
+        service = self.service
+        asked.messages = service.conversation(asked.messages)
+        if service.images.check(asked.messages):
+            asked.messages = await service.images.decode(asked.messages, service.eyes(), asked.image_tokens)
+        return asked.requests(service)
 
 
 def _openai_event(error: Refused) -> str:
@@ -219,8 +231,8 @@ async def whole(request: Request, answer: Answer) -> list[Part]:
     return await while_there(request, answer, collect())
 
 
-async def while_there(request: Request, answer: Answer, work: Awaitable[T]) -> T:
-    """Waits for something as long as the client does; cancels the answer otherwise.
+async def while_there(request: Request, answer: Answer | None, work: Awaitable[T]) -> T:
+    """Waits for something as long as the client does; cancels it, and the answer, otherwise.
 
     Raises:
         ClientDisconnect: the client went away.
@@ -234,5 +246,6 @@ async def while_there(request: Request, answer: Answer, work: Awaitable[T]) -> T
         return task.result()
     except BaseException:
         task.cancel()
-        answer.cancel()
+        if answer is not None:
+            answer.cancel()
         raise

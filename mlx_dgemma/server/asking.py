@@ -10,7 +10,9 @@ from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.server.bodies import Fields
 from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.images import check_decoded
 from mlx_dgemma.server.service import THINKS, Service
+from mlx_dgemma.text.images import BUDGETS
 from mlx_dgemma.text.request import MAX_SEED, CanvasPlan, Message, Request
 
 STOPS, TOOLS, SAMPLES = 16, 256, 16
@@ -19,7 +21,7 @@ NUMBERS = {  # of the sampler, which a request may set, in bounds
     "entropy_bound": (0, 1e6), "t_min": (1e-3, 100), "t_max": (1e-3, 100), "confidence_threshold": (0, 100),
 }  # fmt: skip
 COUNTS = {"max_denoising_steps": (1, 1000), "stability_threshold": (0, 1000)}
-DIFFUSION = (*NUMBERS, *COUNTS, "fast", "drafts", "template", "init", "noise")
+DIFFUSION = (*NUMBERS, *COUNTS, "fast", "drafts", "template", "init", "noise", "image_tokens")
 DETAILS = ("text", "tokens")
 KWARGS = ("enable_thinking", "preserve_thinking")
 
@@ -36,6 +38,7 @@ class Asked:
         samples: how many texts.
         drafts: "text" or "tokens" if denoising steps are sent, "" if not.
         alternatives: how many of the likeliest tokens are told for each.
+        image_tokens: of an image, at most; None takes the checkpoint's.
     """
 
     messages: list[Message]
@@ -51,13 +54,15 @@ class Asked:
     samples: int = 1
     drafts: str = ""
     alternatives: int = 0
+    image_tokens: int | None = None
 
     def requests(self, service: Service) -> list[Request]:
-        """One for each text, with seeds one after another.
+        """One for each text, with seeds one after another; images are decoded, see `server.images`.
 
         Raises:
             Refused: settings that go with no sampler, or a form that is none.
         """
+        check_decoded(self.messages)
         try:
             settings = GenerationConfig(**self.settings)
             return [
@@ -66,6 +71,7 @@ class Asked:
                     thinking=self.thinking, tools=tuple(self.tools), tool_choice=self.tool_choice,
                     parallel_tool_calls=self.parallel_tool_calls, stop=tuple(self.stop),
                     response_format=self.response_format, canvas=self.plan, alternatives=self.alternatives,
+                    image_tokens=self.image_tokens,
                 )
                 for i in range(self.samples)
             ]  # fmt: skip
@@ -104,6 +110,9 @@ def take_diffusion(asked: Asked, body: Fields) -> None:
             asked.settings[name] = count
     if (fast := own.flag("fast")) is not None:
         asked.settings["fast"] = fast
+    asked.image_tokens = own.integer("image_tokens")
+    if asked.image_tokens not in (None, *BUDGETS):
+        raise own.wrong("image_tokens", f"one of {', '.join(map(str, BUDGETS))}")
     drafts = own.values.get("drafts")
     if drafts not in (None, False, True, *DETAILS):
         raise own.wrong("drafts", f"one of {', '.join(DETAILS)}")

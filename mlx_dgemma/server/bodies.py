@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.text.messages import IMAGES
 
 DEPTH = 64  # of objects and arrays in a body
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # a body is UTF-8, so only an escape can be one
@@ -160,9 +161,9 @@ def texts_of(content: object, place: str, kinds: Collection[str] = ("text",)) ->
         kind = part.get("type") if isinstance(part, dict) else _kind(part)
         is_text = isinstance(part, dict) and isinstance(kind, str) and kind in kinds
         if not is_text or not isinstance(part.get("text"), str):
-            raise Refused(
-                400, f"{place}: content of type {str(kind)[:40]!r} is not supported, only text is", param=place
-            )
+            also = ", and images of users and tools" if isinstance(kind, str) and kind in IMAGES else ""
+            told = f"{place}: content of type {str(kind)[:40]!r} is not supported, only text is{also}"
+            raise Refused(400, told, param=place)
     return [part["text"] for part in content]
 
 

@@ -22,6 +22,7 @@ from mlx_dgemma.server.asking import (
 )  # fmt: skip
 from mlx_dgemma.server.bodies import Fields
 from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.images import with_images
 from mlx_dgemma.server.service import Service
 from mlx_dgemma.server.sketches import shown
 from mlx_dgemma.server.sse import DONE, data
@@ -74,7 +75,7 @@ class Chat(Asking):
         modalities = fields.items("modalities") or ["text"]
         if modalities != ["text"]:
             raise Refused(400, "modalities: only text comes out", param="modalities")
-        asked = Asked(list(messages))
+        asked = Asked([with_images(message, f"messages[{number}]") for number, message in enumerate(messages)])
         take_sampling(asked, fields, "max_completion_tokens", "max_tokens")
         asked.stop = fields.texts("stop", STOPS)
         asked.samples = fields.integer("n", 1, SAMPLES) or 1

@@ -7,6 +7,7 @@ from typing import Any
 from mlx_dgemma.server.asking import TOOLS, Asked
 from mlx_dgemma.server.bodies import Fields, texts_of
 from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.images import content_of, from_url
 from mlx_dgemma.text.request import Message
 
 Item = dict[str, Any]
@@ -35,7 +36,8 @@ def _add(made: list[Message], item: object, place: str) -> None:
         raise Refused(400, f"{place} is no object", param=place)
     kind = item.get("type") or "message"
     if kind == "message":
-        made.append({"role": item.get("role"), "content": _text(item.get("content"), place)})
+        content = content_of(item.get("content"), f"{place}.content", from_url, _text)
+        made.append({"role": item.get("role"), "content": content})
     elif kind == "reasoning":
         made.append({"role": "assistant", "reasoning": _text(item.get("content") or item.get("summary") or [], place)})
     elif kind in ("function_call", "custom_tool_call"):
@@ -45,8 +47,7 @@ def _add(made: list[Message], item: object, place: str) -> None:
             made.append({"role": "assistant"})
         made[-1].setdefault("tool_calls", []).append({"type": "function", **call})
     elif kind in ("function_call_output", "custom_tool_call_output"):
-        output = item.get("output")
-        content = output if isinstance(output, str) else _text(output, place)
+        content = content_of(item.get("output"), f"{place}.output", from_url, _text)
         made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
     else:
         raise Refused(400, f"{place}: items of type {str(kind)[:40]!r} are not supported", param=place)

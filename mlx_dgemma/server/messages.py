@@ -11,6 +11,7 @@ from mlx_dgemma.server.answers import Answer, Behind, End, Part, Sketch
 from mlx_dgemma.server.asking import STOPS, TOOLS, Asked, go_on, take_diffusion, take_sampling, within
 from mlx_dgemma.server.bodies import Fields, texts_of
 from mlx_dgemma.server.errors import Refused
+from mlx_dgemma.server.images import content_of, from_source
 from mlx_dgemma.server.service import THINKS, Service
 from mlx_dgemma.server.sse import data
 from mlx_dgemma.server.surface import Asking, streaming
@@ -201,7 +202,7 @@ def _turns(message: object, place: str) -> list[Message]:
     for number, block in enumerate(content):
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_result" and role == "user":
-            told = _texts(block.get("content"), f"{place}.content[{number}]")
+            told = content_of(block.get("content"), f"{place}.content[{number}].content", from_source, _texts)
             results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": told})
         elif kind == "tool_use" and role == "assistant":
             function = {"name": block.get("name"), "arguments": block.get("input") or {}}
@@ -211,9 +212,9 @@ def _turns(message: object, place: str) -> list[Message]:
             made["reasoning"] = block.get("thinking")
         elif kind != "redacted_thinking":
             rest.append(block)
-    text = _texts(rest, f"{place}.content")
-    if text or (not results and "tool_calls" not in made):
-        made["content"] = text
+    said = content_of(rest, f"{place}.content", from_source, _texts)
+    if said or (not results and "tool_calls" not in made):
+        made["content"] = said
     return [*results, *([made] if len(made) > 1 else [])]
 
 

@@ -10,6 +10,7 @@ TYPE = "text/plain; version=0.0.4"
 COUNTERS = {
     "requests": "texts that were begun", "refused": "texts that were refused", "cancelled": "texts nobody waited for",
     "prompt_tokens": "tokens of prompts", "cached_tokens": "of these, tokens that were remembered",
+    "images": "images in prompts", "image_tokens": "of the prompts' tokens, those of images",
     "tokens": "tokens of committed texts", "steps": "denoising steps", "seconds": "seconds of work",
     "full_steps": "what finished texts took, in full denoising steps of the published model",
 }  # fmt: skip

@@ -11,8 +11,10 @@ from mlx_dgemma import __version__
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import host
+from mlx_dgemma.model.vision_config import VisionConfig
 from mlx_dgemma.server.answers import Answer
 from mlx_dgemma.server.errors import Refused, refusal
+from mlx_dgemma.server.images import Decoder
 from mlx_dgemma.server.worker import Worker
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.messages import last_asked
@@ -32,6 +34,7 @@ class Service:
         engine: for its tokenizer and sizes; only the worker's thread computes with it.
         name: under which it is served.
         context: positions of a prompt and its answer.
+        images: decodes them.
         can_think: whether the chat template asks for thoughts.
         alone: whether the model sees no turn before the user's last, as the embedded checkpoint knows short talks only.
         fingerprint: of all that a seed's text depends on.
@@ -41,6 +44,7 @@ class Service:
     engine: Engine
     name: str
     context: int
+    images: Decoder = field(default_factory=Decoder)
     can_think: bool = field(init=False)
     alone: bool = field(init=False)
     fingerprint: str = field(init=False)
@@ -76,6 +80,26 @@ class Service:
                 code="model_not_found",
             )  # fmt: skip
         return model
+
+    def eyes(self) -> VisionConfig:
+        """How the model sees images.
+
+        Raises:
+            Refused: it does not.
+        """
+        try:
+            return self.engine.model.require_eyes().config
+        except DGemmaError as error:
+            raise refusal(error) from None
+
+    @property
+    def modalities(self) -> list[str]:
+        """What a prompt may hold, in the words of model lists."""
+        try:
+            self.eyes()
+        except Refused:
+            return ["text"]
+        return ["text", "image"]
 
     def spelled(self, text: str, what: str) -> list[int]:
         """Token ids of a text that stands in the answer; control tokens that it spells out are text.

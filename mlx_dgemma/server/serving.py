@@ -15,12 +15,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.server.app import create_app
 from mlx_dgemma.server.guard import LOOPBACK, Guard, Rules
+from mlx_dgemma.server.images import Decoder
 from mlx_dgemma.server.service import Service
 from mlx_dgemma.server.worker import Worker
 from mlx_dgemma.terminal.start import load_engine
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.prefixes import PrefixStore
-from mlx_dgemma.text.request import MAX_ROWS
+from mlx_dgemma.text.request import MAX_IMAGES, MAX_ROWS
 
 HEAD = 10.0  # seconds that a request's head may take to arrive
 HEADERS = 64 << 10  # bytes of them
@@ -47,6 +48,7 @@ class Options:
     max_batch: int = MAX_ROWS
     quiet: bool = True
     metrics: bool = False
+    max_images: int = MAX_IMAGES
 
 
 def build(options: Options) -> tuple[Guard, Service]:
@@ -70,7 +72,9 @@ def build(options: Options) -> tuple[Guard, Service]:
         worker.stop()
         least = 2 * engine.model.config.canvas_length
         raise DGemmaError(f"--context takes {least} to {most} tokens for this checkpoint, got {options.context}")
-    service = Service(worker, engine, engine.checkpoint.rstrip("/"), options.context or most)
+    service = Service(
+        worker, engine, engine.checkpoint.rstrip("/"), options.context or most, Decoder(options.max_images)
+    )
     hosts = {*LOOPBACK, *(name.lower() for name in options.allow_host), options.host.lower()} - {"0.0.0.0", "::", ""}
     rules = Rules(frozenset(hosts), frozenset(options.allow_origin), options.keys)
     return create_app(service, rules, is_metered=options.metrics), service

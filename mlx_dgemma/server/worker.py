@@ -18,6 +18,7 @@ from mlx_dgemma.model import host
 from mlx_dgemma.server.errors import Refused, refusal
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.events import TextCanvas
+from mlx_dgemma.text.pictures import pictures_of
 from mlx_dgemma.text.request import MAX_ROWS, Request
 from mlx_dgemma.text.scheduler import Scheduler
 
@@ -76,6 +77,8 @@ class Counts:
     tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    images: int = 0
+    image_tokens: int = 0
     steps: int = 0
     full_steps: float = 0.0
     seconds: float = 0.0  # of work
@@ -209,6 +212,9 @@ class Worker:
                 continue
             self.counts.requests += 1
             self.counts.prompt_tokens += length
+            pictures = pictures_of(job.request.prompt)
+            self.counts.images += len(pictures)
+            self.counts.image_tokens += sum(own.tokens for own in pictures)
             self._jobs[job.ticket] = job
             job.tell(length)
         for job in [job for job in self._jobs.values() if job.is_cancelled]:

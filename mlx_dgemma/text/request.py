@@ -18,6 +18,7 @@ Prompt = str | list[Message] | list[int]
 MAX_SEED = 2**63 - 1
 MAX_ALTERNATIVES = 100
 MAX_ROWS = 4  # texts that are written at a time
+MAX_IMAGES = 16  # of a request that comes over a network
 MODES = ("diffusion", "causal", "auto")
 
 

@@ -12,6 +12,7 @@ from mlx_dgemma import Engine, load
 from mlx_dgemma.server import serving
 from mlx_dgemma.server.serving import Options, _bound, build, configured
 from mlx_dgemma.text.transcript import Committed, Transcript
+from tests.seeing import write_seeing
 from tests.text.gemma import gemma_tokenizer
 
 SIZE = 64  # of the talker's canvases
@@ -82,24 +83,39 @@ def talking(start, tmp_path_factory):
     folder = write_random(tmp_path_factory.mktemp("talker"), config_dict(SIZE, **text))
     (folder / "generation_config.json").write_text(SETTINGS)
 
+    return started(start, folder, "random")
+
+
+@pytest.fixture(scope="session")
+def seeing(start, tmp_path_factory):
+    """One of a random checkpoint that sees, for `says` too."""
+    folder = write_seeing(tmp_path_factory.mktemp("seeing"))
+    (folder / "generation_config.json").write_text(SETTINGS)
+    return started(start, folder, "seeing", metrics=True)
+
+
+def started(start, folder, name, **options):
+    """A server of a checkpoint without tokenizer files."""
+
     def load_engine(*arguments, **options):
-        return Engine(load(folder)[0], gemma_tokenizer(), "random")
+        return Engine(load(folder)[0], gemma_tokenizer(), name)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(serving, "load_engine", load_engine)
-        return start()
+        return start(**options)
 
 
 @pytest.fixture
 def says(monkeypatch):
-    """Makes every text of the talking server these words, whatever was denoised; control tokens are spelled out."""
+    """Makes every text of a random server these words, whatever was denoised; control tokens are spelled out."""
 
     def script(words):
         ids = gemma_tokenizer().encode(words, add_special_tokens=False)
 
         def added(self, canvas, **options):
-            own = ids[SIZE * self.canvases :][:SIZE]
-            made = [*own, *[0] * (len(canvas.tokens) - len(own))][: len(canvas.tokens)]
+            size = len(canvas.tokens)
+            own = ids[size * self.canvases :][:size]
+            made = [*own, *[0] * (size - len(own))]
             return ADD(self, Committed(made, canvas.steps, canvas.log_p, canvas.entropy), **options)
 
         monkeypatch.setattr(Transcript, "add", added)

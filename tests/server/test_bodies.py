@@ -1,5 +1,6 @@
 """Bodies that nobody expects, at every surface: its own error object and status, never a traceback or a dead server."""
 
+import base64
 import json
 import os
 import random
@@ -8,7 +9,9 @@ import time
 
 import pytest
 
+from mlx_dgemma.text import images
 from tests.fuzz import mutations
+from tests.seeing import png
 
 BODIES = int(os.environ.get("DGEMMA_BODIES", "25"))  # that are tried at each surface
 WHOLE = (200, 400, 404, 413, 501, 503)
@@ -76,6 +79,56 @@ SURFACES = {
     "/v1/detokenize": {"model": "random", "tokens": [300, 301, 302]},
 }  # fmt: skip
 SURFACES["/v1/messages/count_tokens"] = SURFACES["/v1/messages"]
+DATA = base64.b64encode(png(0)).decode()
+BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": DATA}}
+IMAGE = {"type": "input_image", "image_url": f"data:image/png;base64,{DATA}", "detail": "low"}
+LOOK = {"type": "input_text", "text": "look"}
+SEEN = {  # with images in the user's turn and in a tool's result
+    "/v1/chat/completions": {
+        "model": "seeing",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    *PARTS,
+                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DATA}", "detail": "low"}},
+                    {"type": "image_url", "image_url": f"data:image/png;base64,{DATA}"},
+                ],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {
+                "role": "tool",
+                "tool_call_id": "c1",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DATA}"}},
+                    *PARTS,
+                ],
+            },
+        ],
+        "max_completion_tokens": 20,
+        "stream": True,
+        "diffusion": {"image_tokens": 70, "max_denoising_steps": 1},
+    },
+    "/v1/responses": {
+        "model": "seeing",
+        "max_output_tokens": 20,
+        "input": [
+            {"type": "message", "role": "user", "content": [LOOK, IMAGE]},
+            {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"at": "x"}'},
+            {"type": "function_call_output", "call_id": "c1", "output": [IMAGE, LOOK]},
+        ],
+    },
+    "/v1/messages": {
+        "model": "seeing",
+        "max_tokens": 20,
+        "messages": [
+            {"role": "user", "content": [BLOCK, *PARTS]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "look", "input": {"at": "x"}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": [*PARTS, BLOCK]}]},
+        ],
+    },
+}
+SEEN["/v1/messages/count_tokens"] = SEEN["/v1/messages"]
 
 
 def check(server, path, response):
@@ -106,15 +159,30 @@ def test_a_body_that_is_right_is_answered(talking, says, path):
 @pytest.mark.parametrize("path", SURFACES)
 def test_a_body_that_is_changed_anywhere(talking, says, path):
     says("MC<turn|>")
+    _change(talking, path, SURFACES[path])
+
+
+@pytest.mark.parametrize("path", SEEN)
+def test_a_body_with_images_that_is_changed_anywhere(seeing, says, path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(images, "open_file", opened.append)
+    says("MC<turn|>")
+    assert check(seeing, path, seeing.post(path, SEEN[path])) == 200
+    _change(seeing, path, SEEN[path])
+    assert not opened
+
+
+def _change(server, path, right):
+    """Asks with many changes of what is right: each is answered or refused, and the server lives on."""
     statuses = []
     for seed in range(BODIES):
-        body = mutations.edited(SURFACES[path], mutations.seeds(random.Random(f"{path} {seed}")))
+        body = mutations.edited(right, mutations.seeds(random.Random(f"{path} {seed}")))
         try:
-            statuses.append(check(talking, path, talking.post(path, body)))
+            statuses.append(check(server, path, server.post(path, body)))
         except (AssertionError, ValueError) as error:
             raise AssertionError(f"seed {seed}: {body[:3000]!r}") from error
-    talking.idle()
-    assert talking.http.get("/health").json() == {"status": "ok", "waiting": 0}
+    server.idle()
+    assert server.http.get("/health").json() == {"status": "ok", "waiting": 0}
     assert 400 in statuses and statuses.count(200) < BODIES
 
 
@@ -173,11 +241,8 @@ def test_what_is_longer_than_the_context_names_both_counts(talking, path):
 @pytest.mark.parametrize(
     ("path", "part"),
     [
-        ("/v1/chat/completions", {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}),
         ("/v1/chat/completions", {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}),
-        ("/v1/responses", {"type": "input_image", "image_url": "data:image/png;base64,AA=="}),
         ("/v1/responses", {"type": "input_file", "file_id": "x"}),
-        ("/v1/messages", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}),
         ("/v1/messages", {"type": "document", "source": {"type": "text", "data": "x"}}),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_begun_answer_is_gone_on_with(client):
     [
         ({}, "messages are missing"),
         (ASK | {"messages": [{"role": "tool", "content": "x"}]}, "no message of the user"),
-        (ASK | users({"type": "image", "source": {}}), "'image' is not supported"),
+        (ASK | users({"type": "image", "source": {}}), "messages[0].content[0]: an image is given as"),
         (ASK | {"messages": [{"role": "user", "content": 3}]}, "no text"),
         (ASK | users({"type": "tool_result", "tool_use_id": "x", "content": "y"}), "answers no call"),
         (ASK | {"system": 7}, "system is no text"),
