@@ -14,7 +14,8 @@ from mlx_dgemma.web import SHARED, STYLE, asset
 
 INDEX = "page.html"
 OWN = (
-    "page.css", "page.js", "api.js", "canvas.js", "dialog.js", "markdown.js", "settings.js", "store.js", "turns.js",
+    "page.css", "page.js", "api.js", "canvas.js", "dialog.js", "files.js", "images.js", "markdown.js", "settings.js",
+    "store.js", "turns.js",
 )  # fmt: skip
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 POLICY = (  # nothing but its own files: no inline script or style, no other place, no frame around it

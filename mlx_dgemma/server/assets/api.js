@@ -1,5 +1,7 @@
 // The server's answers: whole ones as JSON, streams chunk by chunk. Whatever goes wrong is a Failure with one line.
 
+import { image } from "./store.js";
+
 const KEY = "dgemma.key"; // of this tab only
 
 export class Failure extends Error {
@@ -34,6 +36,21 @@ async function failureOf(response) {
   }
   const later = response.headers.get("Retry-After");
   return new Failure(later ? `${message} (again in ${later} s)` : message, response.status);
+}
+
+// A message as the server takes it; images stand before the text.
+export async function forServer({ role, content, images, reasoning_content, tool_calls, tool_call_id }) {
+  const own = { role, content };
+  if (images) {
+    const urls = await Promise.all(images.map(image));
+    if (!urls.every(Boolean)) throw new Failure("An image of this conversation is gone from the browser; edit its turn.");
+    own.content = urls.map((url) => ({ type: "image_url", image_url: { url } }));
+    if (content.trim()) own.content.push({ type: "text", text: content });
+  }
+  if (reasoning_content) own.reasoning_content = reasoning_content;
+  if (tool_calls) own.tool_calls = tool_calls;
+  if (tool_call_id) own.tool_call_id = tool_call_id;
+  return own;
 }
 
 export async function models() {

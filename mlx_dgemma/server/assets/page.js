@@ -1,12 +1,14 @@
 // The page: which conversation is on show, sending and stopping, and the list at the side.
 
-import { Failure, complete, models, setKey } from "./api.js";
+import { Failure, complete, forServer, models, setKey } from "./api.js";
 import { redraw } from "./canvas.js";
 import { refreshPalette } from "./colour.js";
 import { ask } from "./dialog.js";
 import { make } from "./dom.js";
+import { download, upload } from "./files.js";
+import { listen, put, taken, waits } from "./images.js";
 import { fields, open as openSettings, systemText } from "./settings.js";
-import { begin, exported, remove, save, state, take } from "./store.js";
+import { begin, image, keepImage, remove, save, state } from "./store.js";
 import { AnswerTurn, userTurn } from "./turns.js";
 
 const byId = (id) => document.getElementById(id);
@@ -15,6 +17,7 @@ const [log, composer, prompt, send, stop, note, status] =
 let current = state.conversations[0] ?? null;
 let running = null; // what stops the answer that is being written
 let model = "";
+let sees = false; // whether it takes images
 const turns = new WeakMap(); // by message
 
 function tell(words) {
@@ -101,15 +104,18 @@ async function removeOne(conversation) {
 
 function submit() {
   const text = prompt.value;
-  if (running || !text.trim()) return;
+  if (running || !(text.trim() || waits())) return;
   if (!current) current = begin();
   if (!current.messages.length) {
-    current.title = text.trim().split("\n")[0].slice(0, 60);
+    current.title = text.trim().split("\n")[0].slice(0, 60) || "Image";
     log.replaceChildren();
   }
   prompt.value = "";
   grow();
-  current.messages.push({ role: "user", content: text });
+  const message = { role: "user", content: text };
+  if (waits()) message.images = taken().map(keepImage);
+  current.messages.push(message);
+  keep();
   show(current);
   run();
 }
@@ -119,7 +125,7 @@ async function run() {
   tell("");
   const conversation = current;
   const message = { role: "assistant", content: "" };
-  const sent = conversation.messages.map(forServer);
+  const history = [...conversation.messages];
   const turn = turnOf(message);
   for (const folded of log.querySelectorAll("details.canvas")) folded.open = false;
   log.append(turn.element);
@@ -128,6 +134,7 @@ async function run() {
   busy(true);
   try {
     const system = systemText() ? [{ role: "system", content: systemText() }] : [];
+    const sent = await Promise.all(history.map(forServer));
     const body = { model, messages: [...system, ...sent], stream: true, stream_options: { include_usage: true }, ...fields() };
     for await (const chunk of complete(body, running.signal)) {
       const isDown = isAtEnd();
@@ -169,14 +176,6 @@ async function askKey() {
   if (key && (await look())) tell("The key is taken for this tab; send again.");
 }
 
-function forServer({ role, content, reasoning_content, tool_calls, tool_call_id }) {
-  const own = { role, content };
-  if (reasoning_content) own.reasoning_content = reasoning_content;
-  if (tool_calls) own.tool_calls = tool_calls;
-  if (tool_call_id) own.tool_call_id = tool_call_id;
-  return own;
-}
-
 function askResults(turn) {
   if (!turn.message.tool_calls?.length || turn.message.reason === "stopped") return;
   turn.askResults((results) => {
@@ -197,11 +196,13 @@ function retry() {
 }
 
 // Takes the last question back, to be changed.
-function edit() {
+async function edit() {
   if (running) return;
   const at = lastAsked(current.messages);
-  prompt.value = current.messages[at].content;
+  const { content, images } = current.messages[at];
+  prompt.value = content;
   current.messages.length = at;
+  put((await Promise.all((images ?? []).map(image))).filter(Boolean));
   keep();
   show(current);
   grow();
@@ -225,26 +226,13 @@ function toggleSide(isOpen) {
   byId("menu").setAttribute("aria-expanded", String(isOpen));
 }
 
-function download() {
-  const link = make("a");
-  link.href = URL.createObjectURL(new Blob([exported()], { type: "application/json" }));
-  link.download = "conversations.json";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-}
-
-async function upload() {
-  const file = byId("file").files[0];
-  byId("file").value = "";
-  if (!file) return;
-  try {
-    const added = take(await file.text());
-    tell(`${added} conversation${added === 1 ? " was" : "s were"} added.`);
-    keep();
-    show(current ?? state.conversations[0] ?? null);
-  } catch (error) {
-    tell(error.message);
-  }
+async function takeFile() {
+  const told = await upload(byId("file"));
+  if (!told) return;
+  tell(told.words);
+  if (!told.isIn) return;
+  keep();
+  show(current ?? state.conversations[0] ?? null);
 }
 
 // Asks the server what it serves; whether it said so.
@@ -252,6 +240,8 @@ async function look() {
   try {
     const [served] = await models();
     model = served.id;
+    sees = served.input_modalities.includes("image");
+    byId("attach").hidden = !sees;
     byId("model").textContent = `${served.id}, ${served.context_length.toLocaleString("en")} tokens`;
     return true;
   } catch (error) {
@@ -285,7 +275,8 @@ byId("menu").addEventListener("click", () => toggleSide(!document.body.classList
 byId("settings").addEventListener("click", openSettings);
 byId("export").addEventListener("click", download);
 byId("import").addEventListener("click", () => byId("file").click());
-byId("file").addEventListener("change", upload);
+byId("file").addEventListener("change", takeFile);
+listen(tell, () => sees);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   refreshPalette();
   redraw();

@@ -70,6 +70,7 @@ export function fields() {
   const body = { diffusion: {} };
   if (showsCanvas()) body.diffusion.drafts = "tokens";
   if (own.steps) body.diffusion.max_denoising_steps = Number(own.steps);
+  if (own.image_tokens) body.diffusion.image_tokens = Number(own.image_tokens);
   if (own.thinking) body.reasoning_effort = "medium";
   if (own.length) body.max_completion_tokens = Number(own.length);
   if (own.temperature) body.temperature = Number(own.temperature);

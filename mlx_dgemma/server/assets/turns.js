@@ -2,14 +2,30 @@
 
 import { CanvasView } from "./canvas.js";
 import { make, short } from "./dom.js";
+import { thumbnail } from "./images.js";
 import { markdown } from "./markdown.js";
+import { image } from "./store.js";
 
 export function userTurn(message, actions) {
   const turn = make("article", "turn user");
   turn.setAttribute("aria-label", message.role === "tool" ? "Result of a call" : "You");
   if (message.role === "tool") turn.append(make("p", "quiet", "Result of a call"));
-  turn.append(make("div", "said", message.content), actionsOf(actions));
+  if (message.images) turn.append(thumbnails(message.images));
+  if (message.content) turn.append(make("div", "said", message.content));
+  turn.append(actionsOf(actions));
   return turn;
+}
+
+function thumbnails(names) {
+  const box = make("div", "thumbnails");
+  names.forEach(async (name, at) => {
+    const shown = thumbnail("", at);
+    box.append(shown);
+    const url = await image(name);
+    if (url) shown.src = url;
+    else shown.alt = `Image ${at + 1} is gone`;
+  });
+  return box;
 }
 
 export class AnswerTurn {
