@@ -104,26 +104,39 @@ def test_blocks_change_nothing(reference, monkeypatch, rows):
     assert close(ours(reference)(mx.array(picture(grid)), grid), wanted)
 
 
+def transient(run) -> int:
+    """Bytes beside what was there that computing `run()` takes at most."""
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    memory.finish([run()])
+    return mx.get_peak_memory() - before
+
+
 def test_memory_does_not_grow_with_the_square_of_the_image(reference, monkeypatch):
-    """Sixteen times the patches: their states grow with them, scores and the MLP's inner states do not."""
+    """Four times the patches: their states grow with them, the scores (sixteen times as many) do not."""
     monkeypatch.setattr(cpu, "SCORE_BYTES", 1 << 18)
-    monkeypatch.setattr(vision, "MLP_ROWS", 144)
     tower = ours(reference)
-    mx.eval(tower.parameters())
 
-    def transient(grid: tuple[int, int]) -> int:
+    def needed(grid: tuple[int, int]) -> int:
         patches = mx.array(picture(grid))
-        mx.eval(patches)
-        mx.clear_cache()
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        memory.finish([tower(patches, grid)])
-        return mx.get_peak_memory() - before
+        mx.eval(patches, tower.parameters())
+        return transient(lambda: tower(patches, grid))
 
-    scores = 4 * SIZES["num_attention_heads"] * (48 * 48) ** 2
-    transient((12, 12))
-    small, large = transient((12, 12)), transient((48, 48))
-    assert large < 16 * small and large < scores / 4
+    small, large = needed((18, 18)), needed((36, 36))
+    assert large < 6 * small and large < 4 * SIZES["num_attention_heads"] * (36 * 36) ** 2 / 2
+
+
+def test_an_mlp_has_the_inner_states_of_one_block_at_a_time(monkeypatch):
+    monkeypatch.setattr(vision, "attend_all", lambda q, k, v: v)
+    monkeypatch.setattr(vision, "MLP_ROWS", 256)
+    content = {"vision_config": {**SIZES, "intermediate_size": 4096, "standardize": False}, **TOKENS}
+    layer = vision.VisionLayer(VisionConfig.from_dict(content))
+    layer.mlp.fuse()
+    x, place = mx.zeros((256 * 16, 48)), mx.arange(256 * 16)
+    mx.eval(layer.parameters(), x, place)
+    two, all_of_them = transient(lambda: layer(x[:512], (place[:512],) * 2)), transient(lambda: layer(x, (place,) * 2))
+    assert all_of_them < 2 * two
 
 
 def test_pooling_and_standardisation_are_in_float32(reference):
