@@ -1,4 +1,4 @@
-"""The model built from the published config.json has exactly the published text tensors, and takes no memory."""
+"""The model built from the published config.json has exactly the published tensors, and takes no memory."""
 
 import csv
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint.headers import target_name
+from mlx_dgemma.checkpoint.eyes import build_vision, by_path
+from mlx_dgemma.checkpoint.headers import VISION, target_name
 from mlx_dgemma.checkpoint.loading import build_model
-from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.model.config import ModelConfig, read_config
+from mlx_dgemma.model.vision_config import VisionConfig
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -27,10 +29,17 @@ def test_exactly_the_published_text_tensors():
     ours = {name: tuple(p.shape) for name, p in tree_flatten(model.parameters())}
     assert mx.get_active_memory() - before < 10_000_000  # lazy: 50 GB of weights, none of them made
     published = {target_name(name): shape for name, shape in tensors.items() if target_name(name)}
-    assert ours == published
-    dropped = [name for name in tensors if target_name(name) is None]
-    assert len(dropped) == 1047 - len(ours)
-    assert all("vision_tower" in name or "embed_vision" in name for name in dropped)
+    assert ours == {target: shape for target, shape in published.items() if not VISION.fullmatch(target)}
+    assert len(published) == len(tensors)  # none is dropped
+
+
+def test_exactly_the_published_vision_tensors():
+    published = {target_name(name): shape for name, shape in published_tensors().items() if VISION.fullmatch(name)}
+    before = mx.get_active_memory()
+    vision = VisionConfig.from_dict(read_config(DATA / "config.json"))
+    ours = by_path(build_vision(vision, ModelConfig.from_file(DATA / "config.json")))
+    assert {name: parameter.shape for name, parameter in ours.items()} == published and len(ours) == 356
+    assert mx.get_active_memory() - before < 1_000_000
 
 
 def test_published_4bit_recipe_gives_the_published_bytes():
