@@ -9,9 +9,8 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.tasks.embedded import LEARNED
 from mlx_dgemma.terminal.cli import Parser
 from mlx_dgemma.terminal.inputs import read_schema, read_tools
-from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
+from mlx_dgemma.terminal.options import add_image_tokens, add_model, add_settings, settings_of
 from mlx_dgemma.terminal.prompts import Asked, read_prompts
-from mlx_dgemma.text.images import BUDGETS
 from mlx_dgemma.text.request import MAX_ROWS, MAX_SEED, MODES, CanvasPlan, Prompt, Request
 
 WATCH_DELAY = 0.3  # seconds: a step of the embedded checkpoint is faster than the eye
@@ -73,8 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("words", nargs="*", metavar="PROMPT", help="the user's text, instead of --prompt")
     add("-p", "--prompt", metavar="P", help="the user's text; - reads it from stdin")
     add("--image", metavar="PATH", action="append", help="an image before the text; may be repeated (docs/images.md)")
-    about = "tokens of an image at most (default: the checkpoint's, 280)"
-    add("--image-tokens", type=int, choices=BUDGETS, metavar="N", help=f"{about}: {', '.join(map(str, BUDGETS))}")
+    add_image_tokens(parser)
     add("--system", "--system-prompt", metavar="S", help="a system turn before the prompt")
     about = "give the prompt to the model as it is"
     add("--no-chat-template", "--ignore-chat-template", action="store_true", help=about)

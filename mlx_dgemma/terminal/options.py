@@ -28,6 +28,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-wire", dest="wire", action="store_false", help=about)
 
 
+def add_image_tokens(parser: argparse.ArgumentParser) -> None:
+    """The budget of an image."""
+    about = "tokens of an image at most: 70, 140, 280, 560 or 1120 (default: the checkpoint's, 280)"
+    parser.add_argument("--image-tokens", type=_budget, metavar="N", help=about)
+
+
+def _budget(typed: str) -> int:
+    from mlx_dgemma.text.images import BUDGETS  # late, as numpy takes longer than a usage error may
+
+    known = {str(budget): budget for budget in BUDGETS}
+    if typed not in known:
+        raise argparse.ArgumentTypeError(f"{typed!r} is none of {', '.join(known)}")
+    return known[typed]
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Options that are fields of `GenerationConfig`, in a group of their own; what has no equal says what to use."""
     add = parser.add_argument_group("sampler (defaults: the checkpoint's generation_config.json)").add_argument

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlx_dgemma.text.events import GenerationResult
+    from mlx_dgemma.text.events import GenerationResult, Stats
 
 
 def as_json(result: GenerationResult) -> dict[str, object]:
@@ -56,16 +56,22 @@ def ended(result: GenerationResult) -> str | None:
     return f"the answer has not the form that was asked for: {result.fault}" if result.fault else None
 
 
+def images(stats: Stats) -> str:
+    """The images of a prompt: ", 2 images of 64 + 54 tokens seen in 0.31 s"; nothing where there is none."""
+    if not stats.image_tokens:
+        return ""
+    many = "s" * (len(stats.image_tokens) != 1)
+    told = f", {len(stats.image_tokens)} image{many} of {' + '.join(map(str, stats.image_tokens))} tokens"
+    return told + (f" seen in {stats.image_seconds:.2f} s" if stats.image_seconds else "")
+
+
 def summary(result: GenerationResult) -> str:
     """Four lines: prompt, text, steps, memory."""
     cached = f" ({result.stats.cached_tokens} remembered)" if result.stats.cached_tokens else ""
     stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
     steps += f" and {stats.causal_tokens} tokens causally" if stats.causal_tokens else ""
-    seen = len(stats.image_tokens)
-    images = f", {seen} image{'s' * (seen != 1)} of {' + '.join(map(str, stats.image_tokens))} tokens" if seen else ""
-    images += f" seen in {stats.image_seconds:.2f} s" if stats.image_seconds else ""
     return "\n".join((
-        f"prompt:  {stats.prompt_tokens} tokens{cached}, {stats.prompt_tokens_per_second:.1f} tokens/s{images}",
+        f"prompt:  {stats.prompt_tokens} tokens{cached}, {stats.prompt_tokens_per_second:.1f} tokens/s{images(stats)}",
         f"text:    {stats.tokens} tokens in {stats.canvases} canvas{'es' * (stats.canvases != 1)} and "
         f"{stats.seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s ({result.finish_reason})",
         f"steps:   {steps}, {stats.tokens_per_forward:.1f} tokens per forward, {stats.work:.3f} full steps per token",

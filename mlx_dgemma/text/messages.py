@@ -18,7 +18,6 @@ from itertools import groupby
 from typing import Any
 
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.text.images import from_data_url
 
 Message = dict[str, Any]
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -96,6 +95,8 @@ def _is_image(part: object) -> bool:
 
 def _image(part: Message, where: str) -> Message:
     """A part that is an image."""
+    from mlx_dgemma.text.images import from_data_url  # late: numpy takes a moment, and most messages are texts
+
     if part["type"] == "image":
         if part.get("image") is None:
             raise DGemmaError(
@@ -192,7 +193,8 @@ def text_of(content: object) -> str:
 
 def _shown(part: Message) -> str:
     size = f" {part['width']}×{part['height']}" if "width" in part else ""
-    return f"[{part.get('type')}{size}]"
+    kind = "image" if part.get("type") in IMAGES else part.get("type")
+    return f"[{kind}{size}]"
 
 
 def last_asked(messages: Sequence[Any]) -> int:
