@@ -1,6 +1,8 @@
 """A small random checkpoint that sees, made with the reference implementation, and images to show it."""
 
 import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +113,20 @@ def seeing_engine(tmp_path_factory) -> Engine:
     """One that also reads texts, in the published checkpoint's template."""
     path = write_seeing(tmp_path_factory.mktemp("seeing-engine"))
     return Engine(load(path)[0], gemma_tokenizer(), "seeing")
+
+
+def write_tokenizer(path: Path) -> Path:
+    """The tokenizer of `tests.text.gemma` as files, for a command that loads a folder."""
+    tokenizer = gemma_tokenizer()
+    tokenizer.backend.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps(tokenizer.config.named))
+    (path / "chat_template.jinja").write_text(tokenizer.chat_template or "", encoding="utf-8")
+    return path
+
+
+def write_pictures(path: Path, numbers: Sequence[int]) -> list[str]:
+    """`png` of each number as a file; their names."""
+    names = [str(path / f"{number}.png") for number in numbers]
+    for name, number in zip(names, numbers, strict=True):
+        Path(name).write_bytes(png(number))
+    return names

@@ -9,16 +9,18 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.terminal.arguments import WATCH_DELAY
 from mlx_dgemma.terminal.cli import Parser, exit_code, say
 from mlx_dgemma.terminal.inputs import read_tools
-from mlx_dgemma.terminal.options import add_model, add_settings, settings_of
+from mlx_dgemma.terminal.options import add_image_tokens, add_model, add_settings, settings_of
 
 if TYPE_CHECKING:
     from mlx_dgemma.chat.commands import Chat
+    from mlx_dgemma.chat.session import Question
     from mlx_dgemma.text.engine import Engine
     from mlx_dgemma.text.events import GenerationResult
 
@@ -32,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--system", "--system-prompt", metavar="S", help="a system turn before the conversation")
     add("--thinking", action="store_true", help="let the model think before it answers")
     add("--tools", metavar="FILE", help="JSON list of function schemas that the model may call; calls are shown")
+    add("--image", metavar="PATH", action="append", help="an image for the first question; may be repeated")
+    add_image_tokens(parser)
     add("--load", metavar="FILE", help="go on with a conversation that /save wrote")
     add("--seed", type=int, default=0, help="of the noise of the first turn (default: 0)")
     add("--prefix-cache", metavar="FOLDER", help="keep encoded prompts in FOLDER, for the next conversation")
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Loads the model and talks until there is nothing more to say; the exit code."""
     with signals.uninterrupted():
         from mlx_dgemma.chat.commands import Chat
+        from mlx_dgemma.chat.images import attach
         from mlx_dgemma.chat.line import reader
         from mlx_dgemma.chat.session import Session
         from mlx_dgemma.chat.show import dim
@@ -62,12 +67,18 @@ def run(args: argparse.Namespace) -> int:
     tools = () if args.tools is None else tuple(read_tools(args.tools))
     engine = remembering(load_engine(args.model, args.dtype, wire=args.wire), args.prefix_cache, say)
     is_embedded = engine.checkpoint == "embedded"
-    session = Session(engine.checkpoint, is_embedded, settings_of(args), args.seed, args.thinking, tools, args.system)
+    session = Session(
+        engine.checkpoint, is_embedded, settings_of(args), args.seed, args.thinking, tools, args.system,
+        image_tokens=args.image_tokens,
+    )  # fmt: skip
     if args.load is not None and (note := session.load(args.load)):
         say(f"note: {note}")
     session.request("x")  # a seed that is none is told now
-    chat, read = Chat(session), reader()
+    chat, read = Chat(session, partial(attach, engine.model)), reader()
+    attached = chat.attach(args.image or ())
     dim(f"{engine.checkpoint} · /help lists commands, Ctrl-D leaves" + (f"\n{ALONE}" if is_embedded else ""))
+    if attached:
+        dim(attached)
     delay = WATCH_DELAY if is_embedded else 0.0
     while not chat.is_over and (typed := read()) is not None:
         _turn(engine, chat, typed, args.watch, delay)
@@ -77,28 +88,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _turn(engine: Engine, chat: Chat, typed: str, watch: bool, delay: float) -> None:
-    """A command, or a question and its answer; what goes wrong is a line, and the conversation stays."""
-    from mlx_dgemma.chat.commands import obey
+    """What a line says, and the answer if it asks; what goes wrong is a line, and the conversation stays."""
+    from mlx_dgemma.chat.commands import heed
     from mlx_dgemma.chat.show import dim
 
-    question: str | None = typed
+    question: Question | None = typed
     try:
-        if typed.startswith("/"):
-            if told := obey(chat, typed):
-                dim(told)
-        elif typed.strip():
-            chat.ask = typed
+        if told := heed(chat, typed):
+            dim(told)
         if chat.ask is not None or chat.goes_on:
             question, chat.ask, chat.goes_on = chat.ask, None, False
             _answer(engine, chat, question, watch, delay)
+            chat.answered(question)
     except DGemmaError as error:
         if question is None:
             chat.session.take_results_back()
         is_full = isinstance(error, ContextOverflow) and chat.session.messages
-        say(f"error: {error}{'; /undo or /clear makes room' if is_full else ''}")
+        room = "; /undo or /clear makes room" if is_full else ""
+        kept = "; images stay attached, /image off drops them" if chat.images and isinstance(question, list) else ""
+        say(f"error: {error}{room}{kept}")
 
 
-def _answer(engine: Engine, chat: Chat, question: str | None, watch: bool, delay: float) -> None:
+def _answer(engine: Engine, chat: Chat, question: Question | None, watch: bool, delay: float) -> None:
     """Asks, shows what comes, and keeps it; Ctrl-C keeps what is committed."""
     from mlx_dgemma.chat.show import Shown, dim, figures
     from mlx_dgemma.text.events import TextCanvas, collect

@@ -1,14 +1,18 @@
-"""What is typed with a slash: each command's help, and what it does to a conversation."""
+"""What is typed: questions, images before them, and commands, with each one's help and what it does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from mlx_dgemma.chat.session import Session
+from mlx_dgemma.chat.images import Attached, paths_in, unquoted
+from mlx_dgemma.chat.session import Question, Session
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import check_writable
 from mlx_dgemma.terminal.inputs import read_tools
+from mlx_dgemma.text.messages import text_of
+
+Look = Callable[[str, int | None], Attached]  # at the file of an image, with so many tokens; see `images.attach`
 
 
 @dataclass
@@ -17,6 +21,8 @@ class Chat:
 
     Attributes:
         session: the conversation.
+        look: reads the file of an image.
+        images: that the next question takes along.
         ask: a question to ask next.
         goes_on: whether the model goes on behind the results of its calls.
         trace: file to record the next answer in.
@@ -25,14 +31,49 @@ class Chat:
     """
 
     session: Session
-    ask: str | None = None
+    look: Look
+    images: list[Attached] = field(default_factory=list)
+    ask: Question | None = None
     goes_on: bool = False
     trace: str | None = None
     told: str = "nothing was asked yet"
     is_over: bool = False
 
+    def attach(self, paths: Sequence[str]) -> str:
+        """Takes images along with the next question; a word on each.
+
+        Raises:
+            DGemmaError: one that cannot be read, or not be seen; then none is taken.
+        """
+        new = [self.look(path, self.session.image_tokens) for path in paths]
+        self.images += new
+        return "\n".join(f"attached: {own.about}" for own in new)
+
+    def answered(self, question: Question | None) -> None:
+        """What a question took along is not taken again."""
+        sent = [id(part) for part in question] if isinstance(question, list) else []
+        self.images = [own for own in self.images if id(own.part) not in sent]
+
 
 Command = Callable[[Chat, str], str | None]
+
+
+def heed(chat: Chat, typed: str) -> str | None:
+    """Does what a line says, or notes what it asks; a word on it, None where there is none.
+
+    Names of images' files are attached. They come before commands, as both may begin with a slash.
+
+    Raises:
+        DGemmaError: no such command, or what it cannot do; an image that cannot be seen.
+    """
+    paths, text = paths_in(typed)
+    if not paths and typed.startswith("/"):
+        return obey(chat, typed)
+    told = chat.attach(paths) if paths else None
+    if text.strip():
+        parts = [own.part for own in chat.images]
+        chat.ask = [*parts, {"type": "text", "text": text}] if parts else text
+    return told
 
 
 def obey(chat: Chat, typed: str) -> str | None:
@@ -54,7 +95,7 @@ def _help(chat: Chat, argument: str) -> str:
 
 
 def _clear(chat: Chat, argument: str) -> str:
-    chat.session.messages = []
+    chat.session.messages, chat.images = [], []
     return "forgotten"
 
 
@@ -84,6 +125,16 @@ def _result(chat: Chat, argument: str) -> str | None:
     return None if chat.goes_on else "another call waits for a result"
 
 
+def _image(chat: Chat, argument: str) -> str:
+    if argument == "off":
+        count, chat.images = len(chat.images), []
+        return f"{count} image{'s' * (count != 1)} dropped"
+    if argument:
+        paths, name = paths_in(argument)  # the rest is one more name, that of no image
+        return chat.attach([*paths, unquoted(name)] if name else paths)
+    return "\n".join(own.about for own in chat.images) or "no image is attached"
+
+
 def _set(chat: Chat, argument: str) -> str:
     name, _, value = argument.partition(" ")
     if not value.strip():
@@ -103,7 +154,7 @@ def _undo(chat: Chat, argument: str) -> str:
     question = chat.session.undo()
     if question is None:
         raise DGemmaError("there is nothing to take back")
-    return f"taken back: {question}"
+    return f"taken back: {text_of(question)}"
 
 
 def _save(chat: Chat, argument: str) -> str:
@@ -144,7 +195,8 @@ COMMANDS: dict[str, tuple[tuple[str, str], Command]] = {
     "/think": (("[on|off]", "whether the model thinks first"), _think),
     "/tools": (("FILE|off", "function schemas that the model may call"), _tools),
     "/result": (("TEXT", "what a called tool found; the model goes on with it"), _result),
-    "/set": (("FIELD VALUE", "a sampler setting, or the seed"), _set),
+    "/image": (("[FILE|off]", "attach an image to the next question; list or drop those attached"), _image),
+    "/set": (("FIELD VALUE", "a sampler setting, the seed, or image_tokens"), _set),
     "/retry": (("", "the last question again, with other noise"), _retry),
     "/undo": (("", "take the last turn back"), _undo),
     "/save": (("FILE", "the conversation as JSON"), _save),

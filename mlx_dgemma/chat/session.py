@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file, write_whole
+from mlx_dgemma.text.images import BUDGETS
 from mlx_dgemma.text.messages import Message, last_asked, normalised
 from mlx_dgemma.text.request import Request
 from mlx_dgemma.text.tools import normalised_tools
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlx_dgemma.text.events import GenerationResult
 
 FORM = 1  # of the files
+Question = str | list[Message]  # what a user's message holds: a text, or parts, some of which are images
 SETTABLE = [
     f.name for f in fields(GenerationConfig) if f.name not in ("temperature_schedule", "acceptance", "stopping")
 ]
@@ -35,6 +37,7 @@ class Session:
         settings, seed, thinking, tools: of the next requests; turn i has the seed `seed` + i.
         system: the system turn, None for none.
         messages: the turns so far, without the system's.
+        image_tokens: of an image, at most; None takes the checkpoint's.
     """
 
     checkpoint: str
@@ -45,14 +48,18 @@ class Session:
     tools: Sequence[Mapping[str, Any]] = ()
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
+    image_tokens: int | None = None
 
-    def request(self, question: str | None) -> Request:
+    def request(self, question: Question | None) -> Request:
         """What is asked of an engine for the answer to a question; None goes on behind the results of its calls."""
         messages = [*self.messages, *_turn(question)]
         seen = messages[last_asked(messages) :] if self.alone else messages
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         seed = self.seed + sum(message["role"] == "user" for message in self.messages)
-        return Request([*system, *seen], settings=self.settings, seed=seed, thinking=self.thinking, tools=self.tools)
+        return Request(
+            [*system, *seen], settings=self.settings, seed=seed, thinking=self.thinking, tools=self.tools,
+            image_tokens=self.image_tokens,
+        )  # fmt: skip
 
     def add_result(self, text: str) -> bool:
         """The result of the first call that has none; whether all calls have one now.
@@ -72,7 +79,7 @@ class Session:
         while self.messages and self.messages[-1]["role"] == "tool":
             self.messages.pop()
 
-    def keep(self, question: str | None, result: GenerationResult) -> None:
+    def keep(self, question: Question | None, result: GenerationResult) -> None:
         """A turn joins the conversation."""
         answer: Message = {"role": "assistant", "content": result.text}
         if result.thought:
@@ -84,29 +91,32 @@ class Session:
             ]
         self.messages += [*_turn(question), answer]
 
-    def undo(self) -> str | None:
+    def undo(self) -> Question | None:
         """Takes the last turn away; what was asked in it, None if there is none."""
         last = last_asked(self.messages)
         if not self.messages[last:] or self.messages[last]["role"] != "user":
             return None
-        question: str = self.messages[last]["content"]
+        question: Question = self.messages[last]["content"]
         del self.messages[last:]
         return question
 
     def set(self, name: str, value: str) -> None:
-        """Gives a field of the settings, or the seed, a value.
+        """Gives a field of the settings, the seed or image_tokens a value.
 
         Raises:
             DGemmaError: no such field, or a value that it cannot have.
         """
-        if name != "seed" and name not in SETTABLE:
-            raise DGemmaError(f"no setting {name!r}; there are seed, {', '.join(SETTABLE)}")
+        if name not in ("seed", "image_tokens", *SETTABLE):
+            raise DGemmaError(f"no setting {name!r}; there are seed, image_tokens, {', '.join(SETTABLE)}")
         try:
             read = json.loads(value)
         except ValueError:
             read = value
         if name == "seed":
             self.seed = replace(self.request("x"), seed=read).seed
+            return
+        if name == "image_tokens":
+            self.image_tokens = _budget(read)
             return
         given = {own: getattr(self.settings, own) for own in self.settings.given}
         self.settings = GenerationConfig(**{**given, name: read})
@@ -119,7 +129,8 @@ class Session:
         """
         given = {own: getattr(self.settings, own) for own in sorted(self.settings.given)}
         known = {"form": FORM, "checkpoint": self.checkpoint, "seed": self.seed, "thinking": self.thinking}
-        known |= {"settings": given, "tools": list(self.tools), "system": self.system, "messages": self.messages}
+        known |= {"image_tokens": self.image_tokens, "settings": given, "tools": list(self.tools)}
+        known |= {"system": self.system, "messages": self.messages}
         text = json.dumps(known, ensure_ascii=False, indent=1) + "\n"
         write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogatepass")))
 
@@ -146,15 +157,23 @@ class Session:
             normalised(messages)
             normalised_tools(tools)
             own, given = GenerationConfig(**settings), tuple(tools) if isinstance(tools, list) else ()
-            made = replace(self, settings=own, seed=seed, thinking=thinking, tools=given)
+            budget = _budget(content.get("image_tokens"))
+            made = replace(self, settings=own, seed=seed, thinking=thinking, tools=given, image_tokens=budget)
             made.request("x")
         except (DGemmaError, TypeError) as error:
             raise DGemmaError(f"{path}: {first_line(error)}") from None
         self.settings, self.seed, self.thinking, self.tools = made.settings, seed, thinking, made.tools
-        self.system, self.messages = system, messages
+        self.system, self.messages, self.image_tokens = system, messages, budget
         other = content.get("checkpoint")
         return None if other == self.checkpoint else f"this conversation was held with {other!r}"
 
 
-def _turn(question: str | None) -> list[Message]:
+def _budget(value: object) -> int | None:
+    """Soft tokens of an image at most, or None for the checkpoint's own number."""
+    if value is not None and (type(value) is not int or value not in BUDGETS):
+        raise DGemmaError(f"image_tokens must be {', '.join(map(str, BUDGETS))} or null, got {value!r}")
+    return value
+
+
+def _turn(question: Question | None) -> list[Message]:
     return [] if question is None else [{"role": "user", "content": question}]

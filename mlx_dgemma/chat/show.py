@@ -13,6 +13,7 @@ from rich.markdown import Markdown
 
 from mlx_dgemma.terminal.plain import harmless, line
 from mlx_dgemma.terminal.progress import ProgressLine, fit, terminal_size
+from mlx_dgemma.terminal.result import images
 from mlx_dgemma.terminal.watch import live_canvas, terminal
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _complete(text: str) -> int:
 def figures(result: GenerationResult) -> str:
     """What an answer took, in a line."""
     stats, steps = result.stats, " + ".join(map(str, result.steps_per_canvas)) or "0"
-    cached = f"{stats.cached_tokens} of {stats.prompt_tokens} cached"
+    cached = f"{stats.cached_tokens} of {stats.prompt_tokens} cached{images(stats)}"
     speed = f"{stats.tokens} tokens · {stats.tokens_per_second:.1f} tokens/s"
     return f"{speed} · steps {steps} · work {stats.work:.3f} · {cached} · {result.finish_reason}"
 

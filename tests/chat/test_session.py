@@ -27,6 +27,10 @@ def session() -> Session:
     return made
 
 
+def unseen(path: str, budget: int | None):
+    raise AssertionError(f"{path} is no image")
+
+
 def refused(act, *arguments) -> str:
     with pytest.raises(DGemmaError) as error:
         act(*arguments)
@@ -52,7 +56,7 @@ def test_a_turn_is_taken_back_whole(session):
 def test_results_stand_behind_the_calls_that_wait_for_them(session):
     calls = (ToolCall("a", "f", {"x": 1}), ToolCall("b", "g", {}))
     session.keep("three", result("", tool_calls=calls))
-    chat = Chat(session)
+    chat = Chat(session, unseen)
     assert obey(chat, "/result rain") == "another call waits for a result" and not chat.goes_on
     assert obey(chat, "/result  and sun ") is None and chat.goes_on
     assert "no call waits for a result" in refused(obey, chat, "/result more")
@@ -123,7 +127,7 @@ def test_what_is_no_conversation_changes_nothing(session, tmp_path, content, tol
 
 
 def test_every_command_says_something_or_does_it(session, tmp_path):
-    chat = Chat(session)
+    chat = Chat(session, unseen)
     assert all(name in obey(chat, "/help") for name in COMMANDS)
     assert obey(chat, "/system be brief") == "system: be brief" and session.system == "be brief"
     assert obey(chat, "/system") == "no system turn" and session.system is None
@@ -161,4 +165,4 @@ def test_every_command_says_something_or_does_it(session, tmp_path):
     ],
 )
 def test_what_a_command_cannot_do_is_one_line(typed, told):
-    assert told in refused(obey, Chat(Session("m")), typed)
+    assert told in refused(obey, Chat(Session("m"), unseen), typed)
