@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dgemma.checkpoint.headers import Rule
+from mlx_dgemma.checkpoint.headers import VESTIGIAL, Rule
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.config import ModelConfig
 
@@ -18,6 +18,7 @@ MODEL_TYPE = "gemma4"
 RULES = (
     Rule(re.compile(r"lm_head\.weight"), reason="tied to the embedding"),
     Rule(re.compile(r"model\.(audio_tower|embed_audio)\..*"), reason="DiffusionGemma has no audio"),
+    Rule(re.compile(r"model\.embed_vision\.embedding\..*"), reason=VESTIGIAL.reason),
     Rule(re.compile(r"model\.(vision_tower|embed_vision)\.(.*)"), r"model.encoder.\1.\2"),
     Rule(
         re.compile(r"model\.language_model\.(layers\.\d+\.experts\.(?:gate_up|down)_proj)"), r"model.decoder.\1.weight"
@@ -41,7 +42,8 @@ def patched_config(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(config.get("text_config"), dict):
         raise DGemmaError("text_config is missing")
     text = {**config["text_config"], "model_type": "diffusion_gemma_text"}
-    kept = ("vision_config", "dtype", "boi_token_id", "eoi_token_id", "image_token_id", "eos_token_id")
+    tokens = ("boi_token_id", "eoi_token_id", "image_token_id", "eos_token_id")
+    kept = ("vision_config", "vision_soft_tokens_per_image", "dtype", *tokens)
     return {
         "architectures": ["DiffusionGemmaForBlockDiffusion"],
         "model_type": "diffusion_gemma",

@@ -137,7 +137,7 @@ def _origin(source: SourceTensor) -> list[Any]:
 
 def make_plan(source: Source, rules: Rules, dtype: str | None = None) -> Plan:
     """Decides format and type of every tensor. `dtype` (safetensors' name) is for all floats; None keeps theirs."""
-    jobs, notes = [], []
+    jobs, notes = [], list(source.notes)
     default = source.tensors["model.decoder.norm.weight"].dtype
     for target, tensor in sorted(source.tensors.items(), key=lambda item: _model_order(item[0])):
         own = tensor.dtype or default

@@ -12,8 +12,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_dgemma.checkpoint.eyes import build_vision, by_path
 from mlx_dgemma.checkpoint.headers import (
     TEXT_RULES,
+    VESTIGIAL,
     VISION,
     Rule,
     TensorInfo,
@@ -26,6 +28,7 @@ from mlx_dgemma.checkpoint.loading import build_model, load_tokenizer
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.config import ModelConfig, read_config
+from mlx_dgemma.model.vision_config import VisionConfig
 
 from . import gemma4
 from .recipes import Format
@@ -34,11 +37,7 @@ GENERATION = "generation_config.json"
 SLICE = 32 * 2**20  # bytes (as bfloat16) read at a time
 _NUMPY = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "U32": np.uint32, "U8": np.uint8}
 _PARTS = ("weight", "scales", "biases")
-RULES = (
-    Rule(re.compile(r"model\.encoder\.embed_vision\.embedding\..*"), reason="vestigial, nothing reads it"),
-    Rule(VISION, r"\g<0>"),
-    *TEXT_RULES,
-)
+RULES = (VESTIGIAL, Rule(VISION, r"\g<0>"), *TEXT_RULES)  # of the vision tower's tensors the names are kept
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ class Source:
     tensors: dict[str, SourceTensor]  # by target name, "….weight" for anything that could be quantized
     dropped: dict[str, str]  # source name -> reason
     denoiser_trained: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def is_quantized(self) -> bool:
@@ -136,9 +136,10 @@ def open_source(folder: Path) -> Source:
             raise DGemmaError(f"{_place(folder, tensors[name])} is unexpected; plain Gemma 4 has no such tensor")
         tensors.update(made)
         config = gemma4.without_own_options(config)
-    _check(folder, parsed, tensors)
+    vision, notes = _vision(config)
+    _check(folder, parsed, vision, tensors)
     dropped = {name: rule_for(name, rules).reason for name in headers if target_name(name, rules) is None}
-    return Source(folder, config, tensors, dropped, parsed.denoiser_trained)
+    return Source(folder, config, tensors, dropped, parsed.denoiser_trained, notes)
 
 
 def _check_side_files(folder: Path, config: ModelConfig, is_gemma4: bool) -> None:
@@ -193,21 +194,31 @@ def _made(config: ModelConfig, tensors: dict[str, SourceTensor]) -> dict[str, So
     return added
 
 
-def _check(folder: Path, config: ModelConfig, tensors: dict[str, SourceTensor]) -> None:
-    """Every text tensor is there, in the shape that config.json asks for."""
-    dense = build_model(dataclasses.replace(config, quantization=None))
-    expected = {name: tuple(p.shape) for name, p in dense.tensors().items()}
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise DGemmaError(f"{folder}: tensor {name} {shape} is missing; download it again")
-        if tensors[name].shape != shape:
-            raise DGemmaError(
-                f"{_place(folder, tensors[name])} has shape {tensors[name].shape}, config.json asks for {shape}"
-            )
-    unexpected = sorted(n for n in tensors if n not in expected and not VISION.fullmatch(n))
+def _check(folder: Path, config: ModelConfig, vision: VisionConfig | None, tensors: dict[str, SourceTensor]) -> None:
+    """Every tensor is there, in the shape that config.json asks for; of a tower without `vision` nothing is known."""
+    dense = dataclasses.replace(config, quantization=None)
+    expected = build_model(dense).tensors()
+    if vision is not None and any(VISION.fullmatch(name) for name in tensors):
+        expected |= by_path(build_vision(vision, dense))
+    found = {target_name(name) or name: tensor for name, tensor in tensors.items()}
+    for name, parameter in expected.items():
+        if name not in found:
+            raise DGemmaError(f"{folder}: tensor {name} {parameter.shape} is missing; download it again")
+        if found[name].shape != parameter.shape:
+            place, shape = _place(folder, found[name]), found[name].shape
+            raise DGemmaError(f"{place} has shape {shape}, config.json asks for {parameter.shape}")
+    unexpected = sorted(n for n in found if n not in expected and not (vision is None and VISION.fullmatch(n)))
     if unexpected:
-        place = _place(folder, tensors[unexpected[0]])
+        place = _place(folder, found[unexpected[0]])
         raise DGemmaError(f"{place} is unexpected; config.json describes another model")
+
+
+def _vision(config: dict[str, Any]) -> tuple[VisionConfig | None, tuple[str, ...]]:
+    """What config.json says of the vision tower, and a note where that is not known here."""
+    try:
+        return VisionConfig.from_dict(config), ()
+    except DGemmaError as error:
+        return None, (f"the vision tower is copied unchecked, as it cannot be used: {error}",)
 
 
 def _place(folder: Path, tensor: SourceTensor) -> str:

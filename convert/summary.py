@@ -1,9 +1,10 @@
 """What a plan comes to, in rows of at most 80 columns: parts, totals, memory to run and the Mac that has it.
 
-Memory to run is the text weights (vision weights are not loaded yet), the prefix cache at 8,192 tokens in bfloat16, and
-a workspace for one denoising step.
+Memory to run is the text weights, the prefix cache at 8,192 tokens in bfloat16, and a workspace for one denoising step.
+The vision tower comes on top, in float32, once there is an image.
 """
 
+import math
 import re
 import textwrap
 from collections import Counter
@@ -12,10 +13,12 @@ from collections.abc import Iterable, Iterator
 from mlx_dgemma.model.config import ModelConfig
 
 from .plan import Plan
+from .recipes import FLOATS
 
 COLUMNS = 80
 PREFIX = 8192  # tokens
 WORKSPACE = 300_000_000  # bytes: a block of the vocabulary stage, attention scores at this prefix, activations
+TELLING = 50_000_000  # bytes, from which a figure in GB says something
 GPU_SHARE = 0.75  # of a Mac's memory that its GPU may take, by default
 MACS = (16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GB
 
@@ -30,6 +33,12 @@ def memory_to_run(plan: Plan, config: ModelConfig) -> int:
     """Bytes that generation takes."""
     _, vision = plan.by_part().get("vision", (0, 0))
     return plan.nbytes - vision + cache_bytes(config, PREFIX) + WORKSPACE
+
+
+def vision_memory(plan: Plan) -> int:
+    """Bytes that the first image adds: the vision weights, floats in float32."""
+    outputs = (output for job in plan.jobs if job.part == "vision" for output in job.outputs)
+    return sum(4 * math.prod(o.shape) if o.dtype in FLOATS.values() else o.nbytes for o in outputs)
 
 
 def smallest_mac(memory: int) -> str:
@@ -52,6 +61,8 @@ def summary(plan: Plan, config: ModelConfig) -> Iterator[str]:
     memory = memory_to_run(plan, config)
     yield ""
     yield f"memory to run: {memory / 1e9:.1f} GB (text weights, {PREFIX:,} tokens of prefix, workspace)"
+    if (vision := vision_memory(plan)) > TELLING:
+        yield f"images add: {vision / 1e9:.1f} GB (the vision tower in float32, from the first image on)"
     yield f"fits a Mac with: {smallest_mac(memory)}"
     for reason, count in Counter(plan.dropped.values()).items():
         yield from _wrapped(f"dropped: {_counted(count, 'tensor')}, {reason}")

@@ -62,7 +62,8 @@ def build_vision(vision: VisionConfig, config: ModelConfig, names: set[str] | fr
         module = Vision(vision, config.hidden_size)
     except (ValueError, OverflowError, MemoryError) as error:
         raise DGemmaError(f"config.json: no arrays have its sizes ({first_line(error)}); download it again") from None
-    quantize(module, config.quantization, names, PREFIX)
+    options = config.quantization and {p.removesuffix(".linear"): own for p, own in config.quantization.items()}
+    quantize(module, options, names, PREFIX)
     return module
 
 

@@ -8,49 +8,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from mlx_dgemma import DGemmaError, Engine, load
+from tests import eyes
 from tests.checkpoint.test_loading import edit_config, logits, one_line
-from tests.conftest import CANVAS, TEXT
+from tests.eyes import GRIDS, PROJECTION, TOWER, VISION, features, picture
 
-SIZES = {
-    "model_type": "gemma4_vision", "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12, "patch_size": 4, "position_embedding_size": 30,
-    "standardize": True, "initializer_range": 0.2,
-}  # fmt: skip
-TOWER, PROJECTION = "model.encoder.vision_tower", "model.encoder.embed_vision.embedding_projection"
-GRIDS = ((6, 9), (12, 3))
+UP = f"{TOWER}.encoder.layers.0.mlp.up_proj.linear"
 
 
 @pytest.fixture(scope="module")
-def reference() -> DiffusionGemmaForBlockDiffusion:
-    """A random model that sees."""
-    torch.manual_seed(1)
-    tokens = {"image_token_id": 117, "boi_token_id": 118, "eoi_token_id": 119}
-    config = DiffusionGemmaConfig(text_config=TEXT, vision_config=SIZES, canvas_length=CANVAS, **tokens)
-    model = DiffusionGemmaForBlockDiffusion._from_config(config, attn_implementation="eager").eval()
-    tower = model.model.encoder.vision_tower
-    with torch.no_grad():
-        for parameter in tower.parameters():
-            if parameter.ndim == 1:
-                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
-        tower.patch_embedder.position_embedding_table.normal_()
-        tower.std_bias.normal_()
-        tower.std_scale.uniform_(0.5, 1.5)
-    return model
-
-
-@pytest.fixture(scope="module")
-def saved(reference, tmp_path_factory):
-    """As transformers saves it, with the vision tensors in a file of their own."""
-    folder = tmp_path_factory.mktemp("seeing")
-    reference.save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    vision = {name: tensors.pop(name) for name in list(tensors) if "vision" in name}
-    save_file(tensors, folder / "model.safetensors")
-    save_file(vision, folder / "vision.safetensors")
-    return folder
+def saved(tmp_path_factory):
+    return eyes.save(tmp_path_factory.mktemp("seeing"))
 
 
 @pytest.fixture
@@ -64,14 +33,6 @@ def edit(folder, change) -> None:
     save_file(tensors, folder / "vision.safetensors")
 
 
-def picture(grid: tuple[int, int]) -> np.ndarray:
-    return np.random.default_rng(grid).random((grid[0] * grid[1], 48), np.float32)
-
-
-def features(model, grid=GRIDS[0]) -> np.ndarray:
-    return np.array(model.require_eyes().see(mx.array(picture(grid)), grid))
-
-
 def blindness(folder) -> str:
     """Why a model that reads and writes as ever does not see."""
     model, _ = load(folder)
@@ -83,11 +44,12 @@ def blindness(folder) -> str:
 
 
 @torch.no_grad()
-def test_what_is_seen_is_what_the_reference_sees(reference, saved):
+def test_what_is_seen_is_what_the_reference_sees(saved):
     model, _ = load(saved)
     for grid in GRIDS:
         places = torch.tensor([[(x, y) for y in range(grid[0]) for x in range(grid[1])]])
-        theirs = reference.model.encoder.get_image_features(torch.tensor(picture(grid)[None]), places).pooler_output
+        pixels = torch.tensor(picture(grid)[None])
+        theirs = eyes.reference().model.encoder.get_image_features(pixels, places).pooler_output
         wanted = theirs.numpy().reshape(1, -1, 64)
         got = features(model, grid)
         assert got.shape == wanted.shape == (1, grid[0] * grid[1] // 9, 64)
@@ -162,7 +124,7 @@ def test_an_unsupported_tower_is_refused_by_name_when_an_image_comes(copied):
     edit(copied, lambda t: t.update(clips))
     with pytest.raises(DGemmaError, match=r"unexpected tensor .*up_proj\.input_max"):
         load(copied)
-    edit_config(copied, vision_config={**SIZES, "use_clipped_linears": True})
+    edit_config(copied, vision_config={**VISION, "use_clipped_linears": True})
     complaint = blindness(copied)
     assert complaint.startswith("this checkpoint's vision tower cannot be used: vision_config.use_clipped_linears is")
 
@@ -193,21 +155,30 @@ def test_vestiges_are_dropped(saved, copied):
     assert np.array_equal(features(load(copied)[0]), features(load(saved)[0]))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantized_projector(copied, bits):
-    """As mlx-community's 4-bit files have it; at 8 bits by an override of its own."""
-    weight = mx.array(load_file(copied / "vision.safetensors")[f"{PROJECTION}.weight"])
-    packed, scales, biases = mx.quantize(weight, 32, bits)
+def quantized_in(folder, path: str, bits: int) -> np.ndarray:
+    """Quantizes one matrix in the file; returns what is seen with the same numbers unquantized."""
+    packed, scales, biases = mx.quantize(mx.array(load_file(folder / "vision.safetensors")[f"{path}.weight"]), 32, bits)
     dense = np.array(mx.dequantize(packed, scales, biases, 32, bits))
-    edit(copied, lambda t: t.update({f"{PROJECTION}.weight": dense}))
-    wanted = features(load(copied)[0])
+    edit(folder, lambda t: t.update({f"{path}.weight": dense}))
+    wanted = features(load(folder)[0])
     parts = {"weight": np.array(packed), "scales": np.array(scales), "biases": np.array(biases)}
-    edit(copied, lambda t: t.update({f"{PROJECTION}.{part}": array for part, array in parts.items()}))
-    own = {PROJECTION: {"group_size": 32, "bits": 8}} if bits == 8 else {}
+    edit(folder, lambda t: t.update({f"{path}.{part}": array for part, array in parts.items()}))
+    return wanted
+
+
+@pytest.mark.parametrize(
+    ("path", "bits", "own"),
+    [
+        (PROJECTION, 4, {}),  # mlx-community's 4-bit files
+        (PROJECTION, 8, {PROJECTION: {"group_size": 32, "bits": 8}}),
+        (UP, 8, {UP: {"group_size": 32, "bits": 8}}),
+    ],
+)
+def test_quantized_matrices(copied, path, bits, own):
+    wanted = quantized_in(copied, path, bits)
     edit_config(copied, quantization={"group_size": 32, "bits": 4, "mode": "affine", **own})
     model, _ = load(copied)
-    got = features(model)
-    assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    assert np.abs(features(model) - wanted).max() <= 1e-4 * np.abs(wanted).max()
     assert model.eyes.nbytes == sum(t.nbytes for t in load_file(copied / "vision.safetensors").values())
 
 

@@ -57,6 +57,7 @@ def test_the_summary_of_the_default_recipe(dry_run):
     weights = [int(row[0].replace(",", "")) for row in table.values()]
     assert sum(weights[:-1]) == weights[-1] and table["in all"][1:] == ["5.83", "18.818"]
     assert "memory to run: 18.3 GB (text weights, 8,192 tokens of prefix, workspace)" in rows
+    assert "images add: 2.3 GB (the vision tower in float32, from the first image on)" in rows
     assert "fits a Mac with: 32 GB" in rows
 
 
@@ -109,6 +110,7 @@ def test_small_models_are_counted_in_megabytes(capsys):
 
     _, out, _ = convert(capsys, "--hf-path", EMBEDDED, "--dry-run", "-q")
     assert out.splitlines()[0].endswith("MB") and "2.790" in out and "fits a Mac with: 16 GB" in out
+    assert "images add" not in out
     assert out.splitlines()[-1] == "182 tensors, 2,790,200 bytes, 1 file"
 
 
