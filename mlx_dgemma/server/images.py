@@ -22,6 +22,7 @@ from mlx_dgemma.text.request import MAX_IMAGES, Message
 
 LOW = BUDGETS[0]  # soft tokens of an image of which the client wants no details
 URL = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}'
+INPUT = '{"type": "input_image", "image_url": "data:image/png;base64,…"}'
 SOURCE = '{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "…"}}'
 
 
@@ -58,7 +59,8 @@ def from_url(part: Message, place: str) -> Message:
         fields = Fields(given, fields.at("image_url"))
         given = given.get("url")
     if part["type"] == "image" or not isinstance(given, str):
-        raise Refused(400, f"{place}: an image is given as {URL}", param=place)
+        form = INPUT if part["type"] == "input_image" else URL
+        raise Refused(400, f"{place}: an image is given as {form}", param=place)
     return {"type": "image", "image": Encoded(given, place, fields.text("detail") == "low")}
 
 

@@ -95,11 +95,7 @@ class Service:
     @property
     def modalities(self) -> list[str]:
         """What a prompt may hold, in the words of model lists."""
-        try:
-            self.eyes()
-        except Refused:
-            return ["text"]
-        return ["text", "image"]
+        return ["text"] if self.engine.model.eyes is None else ["text", "image"]
 
     def spelled(self, text: str, what: str) -> list[int]:
         """Token ids of a text that stands in the answer; control tokens that it spells out are text.

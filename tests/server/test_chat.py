@@ -190,7 +190,7 @@ def test_content_in_parts_and_a_stop_text_and_a_length(server):
         ({"messages": "hi"}, "messages is 'hi'; give a list"),
         ({"messages": [3]}, "messages[0] is no object"),
         ({"messages": [{"role": "x", "content": "a"}]}, "unknown role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image"),
         ({"messages": [{"role": "user", "content": "upper é"}]}, "does not know: 'é' (U+00E9); leave them out"),
         (ASK | {"max_tokens": -1}, "max_tokens is -1"),
         (ASK | {"max_tokens": 1.5}, "whole number"),
