@@ -256,9 +256,10 @@ def _known(engine: Engine, request: Request) -> dict[str, object]:
 
 
 def _user(request: Request) -> str:
-    """What the user's prompt was."""
+    """What the user's prompt was, without its images."""
     last = request.prompt if isinstance(request.prompt, str) else request.prompt[-1]
-    return text_of(last["content"] if isinstance(last, dict) else last)
+    content = last["content"] if isinstance(last, dict) else last
+    return text_of([part for part in content if "text" in part] if isinstance(content, list) else content)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.prefill import Sight
 from mlx_dgemma.model.vision_config import VisionConfig
-from mlx_dgemma.text.images import Picture, read_picture
+from mlx_dgemma.text.images import Picture, Source, read_picture
 from mlx_dgemma.text.messages import IMAGES, Message, normalised
 from mlx_dgemma.text.request import Prompt, Request
 
@@ -29,7 +29,7 @@ class Seen(NamedTuple):
     Attributes:
         prompt: as it was, or messages with a `Picture` as each part's image.
         raw: the images of a prompt that is no messages, where its image tokens stand.
-        config: of what sees them; None without images.
+        config: of what sees images; None for a model that cannot, and a prompt without.
     """
 
     prompt: Prompt
@@ -42,7 +42,11 @@ class Seen(NamedTuple):
         return self.raw if self.config is None else self.raw or pictures_of(self.prompt)
 
     def named(self, ids: list[int], prompt: Prompt) -> list[int]:
-        """Ids of this prompt, or of some of its messages, with a name at each of an image's positions."""
+        """Ids of this prompt, or of some of its messages, with a name at each of an image's positions.
+
+        Raises:
+            DGemmaError: more or fewer image tokens than images; an id below zero.
+        """
         return ids if self.config is None else with_pictures(ids, self.raw or pictures_of(prompt), self.config)
 
     def ids(self, names: list[int]) -> list[int]:
@@ -63,17 +67,20 @@ def see(model: DiffusionGemma, request: Request) -> Seen:
             raise DGemmaError("the messages hold images, and there are others beside them; put all into the messages")
         config = model.require_eyes().config
         return Seen(read_pictures(prompt, config, request.image_tokens), (), config)
-    if not images:
-        return Seen(prompt)
+    if not images:  # where something sees, an image token must have its image
+        return Seen(prompt, (), None if model.eyes is None else model.eyes.config)
     config = model.require_eyes().config
-    parts = [{"type": "image", "image": image} for image in images]
-    if isinstance(prompt, str) and request.chat_template:
-        parts.append({"type": "text", "text": prompt})
-        return Seen(read_pictures([{"role": "user", "content": parts}], config, request.image_tokens), (), config)
     if isinstance(prompt, list) and any(isinstance(item, dict) for item in prompt):
         raise DGemmaError('give images as parts of the messages: {"type": "image", "image": …}')
-    read = read_pictures([{"role": "user", "content": parts}], config, request.image_tokens)
-    return Seen(prompt, pictures_of(read), config)
+    if isinstance(prompt, str) and request.chat_template:
+        return Seen(read_pictures(_asked(images, prompt), config, request.image_tokens), (), config)
+    return Seen(prompt, pictures_of(read_pictures(_asked(images), config, request.image_tokens)), config)
+
+
+def _asked(images: Sequence[Source], text: str | None = None) -> list[Message]:
+    """The user's message of these images, and a text behind them."""
+    content: list[Message] = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": content if text is None else [*content, {"type": "text", "text": text}]}]
 
 
 def read_pictures(messages: Sequence[object], config: VisionConfig, budget: int | None) -> list[Message]:
@@ -118,37 +125,40 @@ def for_template(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def described(prompt: Prompt, pictures: Sequence[Picture]) -> Prompt:
-    """A prompt as JSON: of its images their sizes in pixels and tokens, and nothing that they show."""
-    if not pictures or not isinstance(prompt, list):
+def described(request: Request, pictures: Sequence[Picture]) -> Prompt:
+    """A request's prompt as JSON: of the images in messages their sizes in pixels and tokens, and nothing they show.
+
+    Args:
+        request: with a text and images it is told as messages; a raw text and ids stay what they are.
+        pictures: its images, in order.
+    """
+    prompt = request.prompt
+    if isinstance(prompt, str) and request.chat_template and pictures:
+        prompt = _asked(request.images, prompt)
+    if not pictures or not isinstance(prompt, list) or not any(isinstance(item, dict) for item in prompt):
         return prompt
-    left = iter(pictures)
-
-    def told(part: Any) -> Any:
-        if not isinstance(part, dict) or part.get("type") not in IMAGES:
-            return part
+    messages, left = normalised(prompt), iter(pictures)
+    for part in _parts(messages):
         own = next(left)
-        return {"type": "image", "width": own.width, "height": own.height, "tokens": own.tokens}
-
-    return [
-        {**own, "content": [told(part) for part in own["content"]]} if isinstance(own.get("content"), list) else own
-        for own in prompt
-        if isinstance(own, dict)
-    ]
+        del part["image"]
+        part |= {"width": own.width, "height": own.height, "tokens": own.tokens}
+    return messages
 
 
 def with_pictures(ids: Sequence[int], pictures: Sequence[Picture], config: VisionConfig) -> list[int]:
     """Ids of a prompt in which a name stands at each of an image's positions.
 
     Raises:
-        DGemmaError: more or fewer image tokens than images.
+        DGemmaError: more or fewer image tokens than images; an id below zero, which would be taken for a name.
     """
-    count = ids.count(config.image_token_id)
+    count, token = ids.count(config.image_token_id), config.image_token_id
     if count != len(pictures):
         raise DGemmaError(
-            f"the chat template wrote {count} image token{'s' * (count != 1)} for {len(pictures)} "
-            f"image{'s' * (len(pictures) != 1)}; use a template with images, and no image tokens in texts"
+            f"the prompt has {count} image token{'s' * (count != 1)} (id {token}) for {len(pictures)} "
+            f"image{'s' * (len(pictures) != 1)}; a raw prompt needs one for each, others a chat template with images"
         )
+    if min(ids, default=0) < 0:
+        raise DGemmaError(f"token id {min(ids)} is outside the vocabulary; give ids from 0 on")
     named: list[int] = []
     left = iter(pictures)
     for token in ids:
@@ -160,7 +170,7 @@ def with_pictures(ids: Sequence[int], pictures: Sequence[Picture], config: Visio
     return named
 
 
-def _parts(messages: Iterable[Any]) -> Iterable[Message]:
+def _parts(messages: Iterable[Any]) -> Iterator[Message]:
     """The parts of messages that are images."""
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None

@@ -47,7 +47,7 @@ class Recorder:
             raise DGemmaError("a trace holds canvases as they were denoised; leave mode and repair out, or the trace")
         run = engine.prepare(request)
         self._about: dict[str, Any] = {
-            "prompt": described(request.prompt, run.pictures),
+            "prompt": described(request, run.pictures),
             "prompt_ids": np.array(run.ids, np.int32),
             "settings": request.settings.over(engine.model.generation_config).to_dict(),
             "plan": request.plan,

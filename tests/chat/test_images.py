@@ -160,11 +160,10 @@ def test_what_cannot_be_attached_is_one_line_at_once_and_nothing_is(engine, chat
     assert chat.session.messages == [] and capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_checkpoint_that_cannot_see_says_so_at_once(files):
-    engine = Engine.load()
-    chat = Chat(Session("embedded"), partial(attach, engine.model))
+def test_a_checkpoint_that_cannot_see_says_so_at_once(files, model):
+    chat = Chat(Session("blind"), partial(attach, model))
     for typed in ("/image 0.png", f"{files[0]} what?"):
-        assert engine.model.no_eyes == refused(heed, chat, typed) and chat.ask is None
+        assert model.no_eyes == refused(heed, chat, typed) and chat.ask is None
 
 
 def test_images_stay_attached_to_a_question_that_fails(engine, chat, files, capsys):
