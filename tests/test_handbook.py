@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import recipes, story
+from benchmarks import image_tokens, recipes, story
 from benchmarks.picture import run
 from convert.__main__ import build_parser as converter
 from mlx_dgemma.bench.__main__ import build_parser as bench
@@ -194,6 +194,10 @@ def test_the_page_on_python_names_what_there_is():
 
 def test_tables_are_what_scripts_print(capsys):
     assert story.table(run()) in page("how-it-works.md")
+    image_tokens.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 * 7 and [row for row in rows if row not in page("images.md").splitlines()] == []
+    assert f"{image_tokens.tower_gigabytes():.2f} GB, as it computes in float32" in page("images.md")
     recipes.main()
     figures = re.findall(r"\| (\S+ \| \S+ GB \| \S+ GB \| \S+ GB) \|", capsys.readouterr().out)
     assert len(figures) > 4 and [row for row in figures if row not in page("converting.md")] == []
