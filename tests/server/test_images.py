@@ -97,6 +97,7 @@ def test_details_and_budgets(seeing, plain):
     def tokens(*parts, **diffusion):
         return counted(seeing, user(*parts, TEXT), diffusion=diffusion)[0] - plain
 
+    assert tokens(image_tokens=140) == 0  # no image, no budget needed
     most = 121  # of a square at 140
     assert tokens(part(url(1)), image_tokens=140) == most + 2
     assert tokens(part(url(1), detail="high"), image_tokens=140) == most + 2
