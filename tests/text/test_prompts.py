@@ -69,12 +69,12 @@ def test_strings_and_parts_are_the_same_and_trimmed(engine, content):
     ("message", "complaint"),
     [
         (
-            {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
-            "message 1 (user): content of type 'image",
+            {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
+            "message 1 (user): content of type 'input_audio'",
         ),
         (
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]},
-            "content of type 'image' is not",
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "video"}]},
+            "content of type 'video' is not",
         ),
         ({"role": "user", "content": ["a"]}, "content of type 'str' is not supported"),
         ({"role": "user", "content": [{"type": "text"}]}, "content of type 'text'"),
