@@ -135,7 +135,7 @@ def test_canvases_see_what_the_cached_path_shows_them(model, batch):
             model.model.encoder(input_ids=batch.ids[i : i + 1, :start], cache=cache)
             own = None if self_conditioning is None else self_conditioning[i : i + 1]
             alone = model(decoder_input_ids=canvas[i : i + 1], cache=cache, self_conditioning_logits=own).logits
-            torch.testing.assert_close(logits[i : i + 1], alone, atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(logits[i : i + 1], alone, atol=1e-3, rtol=1e-2)
 
 
 @torch.no_grad()
@@ -177,7 +177,7 @@ def test_the_encoder_reads_prompt_and_answer_causally(model, batch):
         ids = batch.ids[i : i + 1, :n]
         hidden = model.model.encoder(input_ids=ids).last_hidden_state
         alone = 30 * torch.tanh(model.lm_head(hidden) / 30)
-        torch.testing.assert_close(causal[i : i + 1, :n], alone, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(causal[i : i + 1, :n], alone, atol=1e-3, rtol=1e-2)
         weights = batch.read[i, 1:n]
         total += (cross_entropy(alone[0, :-1], ids[0, 1:], reduction="none") * weights).sum().item()
         count += weights.sum().item()
