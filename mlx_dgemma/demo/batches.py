@@ -31,7 +31,7 @@ from mlx_dgemma.text.images import Picture, read_picture
 
 CANVAS = 64
 TOKENIZER = build_tokenizer()
-LONG, TALKS, READINGS = 0.15, 0.25, 0.1  # shares of the batches: answers of several canvases, talks, pictures
+LONG, TALKS, READINGS = 0.12, 0.25, 0.13  # shares of the batches: answers of several canvases, talks, pictures
 PATCH, POOLED, BUDGET = 4, 3, 70  # of pictures: pixels, patches along a token, and tokens at most
 COPIED = 40  # characters, at least, that `copies` takes pieces from
 PROMPT = 0.1  # a prompt is mostly random letters, of which there is little to learn
@@ -182,8 +182,8 @@ def copies(rng: random.Random, size: int) -> Batch:
 def batches(
     seed: int, size: int, focus: Mapping[str, float] | None = None, copied: float = 0.0
 ) -> Iterator[Batch]:  # fmt: skip
-    """An endless seeded stream: bare tasks in one canvas, answers of several (a quarter as many), talks (half),
-    pictures (a quarter).
+    """An endless seeded stream: bare tasks in one canvas, answers of several (half as many), talks (half), pictures
+    (three quarters), so that a batch of each takes about as long.
 
     `focus` holds factors on the shares of tasks by name; `copied` is the share of batches of `copies`, before theirs.
     """
@@ -192,9 +192,9 @@ def batches(
     tasks = {name: replace(task, weight=weights[name]) for name, task in TASKS.items()}
     anything, counts = examples(seed, held_out=False, tasks=tasks), examples(seed, held_out=False, task="count")
     short = _batched((_short(example, chance) for example in anything if len(example.answer) < CANVAS), size, rng)
-    long = _batched((bare(example) for example in counts if len(example.answer) >= CANVAS), size // 4, rng)
+    long = _batched((bare(example) for example in counts if len(example.answer) >= CANVAS), size // 2, rng)
     talks = _batched(draw_talks(seed, held_out=False), size // 2, rng)
-    shown = _batched((reading(*own) for own in draw_readings(seed, held_out=False)), size // 4, rng)
+    shown = _batched((reading(*own) for own in draw_readings(seed, held_out=False)), size * 3 // 4, rng)
     while True:
         if chance.random() < copied:
             yield copies(rng, size)

@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=1.0, metavar="FACTOR", help="on both learning rates (default: 1)")
     add("--focus", nargs="+", type=_factor, default=(), metavar="TASK=X", help="factors on the shares of tasks")
     add("--copies", type=float, default=0.0, metavar="SHARE", help="of batches: pieces of random text (default: 0)")
+    add("--workers", type=int, default=1, metavar="N", help="processes that share the steps, each a batch (default: 1)")
     return parser
 
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from mlx_dgemma.demo.vocabulary import (
     RESPONSE,
     write_tokenizer,
 )
+from mlx_dgemma.demo.workers import average, followers
 from mlx_dgemma.model.config import published_dialect, read_config
 from mlx_dgemma.tasks import TASKS, examples
 from mlx_dgemma.terminal import signals
@@ -195,6 +197,7 @@ class Plan:
         rate: factor on both learning rates.
         focus: factors on the shares of tasks, by name.
         copies: share of batches that copy pieces of random text and nothing else.
+        workers: processes, each with batches of its own; all step with the mean of their gradients.
     """
 
     output: Path
@@ -207,29 +210,40 @@ class Plan:
     rate: float = 1.0
     focus: tuple[tuple[str, float], ...] = ()
     copies: float = 0.0
+    workers: int = 1
 
 
 def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
     """Trains, saves, and tells how it goes on stdout."""
+    with followers(plan.workers, partial(_train, plan)):
+        return _train(plan)
+
+
+def _train(plan: Plan, rank: int = 0) -> DiffusionGemmaForBlockDiffusion:
     torch.manual_seed(plan.seed)
     model = load_start(plan.start) if plan.start else new_model()
     model.set_experts_implementation("grouped_mm")
     optimizers = make_optimizers(model)
     peaks = [plan.rate * group["lr"] for o in optimizers for group in o.param_groups]
-    data, began, saved = batches(plan.seed, plan.batch_size, dict(plan.focus), plan.copies), time.time(), time.time()
+    seed = plan.seed + 1000 * rank
+    torch.manual_seed(seed)
+    data, began, saved = batches(seed, plan.batch_size, dict(plan.focus), plan.copies), time.time(), time.time()
     step, done = 0, 0.0
     while done < 1:
         step += 1
         done = (time.time() - began) / (60 * plan.minutes) if plan.minutes else step / plan.steps
+        denoiser_loss, encoder_loss = training_loss(model, next(data))
+        (denoiser_loss + encoder_loss).backward()
+        done = average(model, done)
         factor = min(step / 100, 0.5 + 0.5 * math.cos(math.pi * min(done, 1)))
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
-        denoiser_loss, encoder_loss = training_loss(model, next(data))
-        (denoiser_loss + encoder_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad()
+        if rank > 0:
+            continue  # the first process tells and saves
         if step % 25 == 0:
             seconds = (time.time() - began) / step
             losses = f"denoiser {denoiser_loss:.4f}  encoder {encoder_loss:.4f}"
@@ -238,7 +252,8 @@ def train(plan: Plan) -> DiffusionGemmaForBlockDiffusion:
             with signals.uninterrupted():
                 save(model, plan.output)
             saved = time.time()
-    print(f"exact match: {quick_scores(model, 16)}", flush=True)
+    if rank == 0:
+        print(f"exact match: {quick_scores(model, 16)}", flush=True)
     return model
 
 

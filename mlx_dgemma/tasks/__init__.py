@@ -100,6 +100,7 @@ def _draw_line(rng: random.Random) -> tuple[str, str]:
 
 
 _SUDOKU = "[1-4.]{16}"
+_SUMMANDS = r"(0|[1-9]\d?)( (0|[1-9]\d?)){1,3}"
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -124,9 +125,9 @@ TASKS: dict[str, Task] = {
              squares.draw_latin, squares.solves_latin, 2.0),
         Task("shuffle", "the same words in any order", "red green blue", _knows_line, _draw_line,
              words.is_order_of, 1.0),
-        _one("sums", "the running sums of digits, modulo 10", "31415926535897932384", r"\d{1,60}",
+        _one("sums", "the running sums of digits, modulo 10", "3141592653", r"\d{1,16}",
              words.draw_sequence, words.running_sums, 1.5),
-        _one("add", "the sum of two to five numbers (better with thinking)", "47 182 9", r"\d{1,3}( \d{1,3}){1,4}",
+        _one("add", "the sum of two to four numbers below 100 (better with thinking)", "47 82 9", _SUMMANDS,
              words.draw_summands, words.add, 1.5, words.add_step_by_step),
         _one("json", "a JSON object of keys and values", "name ann age 31", _knows_pairs, words.draw_pairs,
              words.json_object, 0.8),

@@ -47,11 +47,11 @@ def count(span: str) -> str:
 
 
 def running_sums(digits: str) -> str:
-    """Every digit's sum with all before it, modulo 10: "3142" -> "3480"."""
-    total, sums = 0, ""
-    for digit in digits:
+    """Every digit's sum with all before it, modulo 10, worked out: "3142" -> "3+1=4+4=8+2=0"."""
+    total, sums = int(digits[0]), digits[0]
+    for digit in digits[1:]:
         total = (total + int(digit)) % 10
-        sums += str(total)
+        sums += f"+{digit}={total}"
     return sums
 
 
@@ -130,13 +130,13 @@ def draw_line(rng: random.Random) -> str:
 
 
 def draw_sequence(rng: random.Random) -> str:
-    """Digits for running sums: six of ten times 40 to 60 of them, which fill a canvas."""
-    n = rng.randint(40, 60) if rng.random() < 0.6 else rng.randint(1, 39)
+    """Digits for running sums: six of ten times 13 to 16 of them, whose sums fill a canvas."""
+    n = rng.randint(13, 16) if rng.random() < 0.6 else rng.randint(1, 12)
     return "".join(rng.choices(string.digits, k=n))
 
 
 def draw_summands(rng: random.Random) -> str:
-    return " ".join(draw_digits(rng, 1, 3) for _ in range(rng.randint(2, 5)))
+    return " ".join(draw_digits(rng, 1, 2) for _ in range(rng.randint(2, 4)))
 
 
 def draw_pairs(rng: random.Random) -> str:

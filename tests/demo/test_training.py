@@ -122,7 +122,8 @@ def test_a_focus_changes_the_shares_of_tasks():
 
 
 def assert_same(logits, alone):
-    """A near tie of the router's may fall the other way with another rounding, at few positions; a wrong mask shows at most."""
+    """A near tie of the router's may fall the other way with another rounding, at few
+    positions; a wrong mask shows at most."""
     far = (logits - alone).abs().amax(-1) > 2e-3
     assert far.float().mean() < 0.3, f"{far.sum()} of {far.numel()} positions differ"
 
@@ -272,3 +273,23 @@ def test_a_run_of_training_ends_in_a_checkpoint_and_its_scores(tmp_path, capsys,
     training.train(training.Plan(tmp_path / "out", steps=1, batch_size=4, start=EMBEDDED))
     told = capsys.readouterr().out
     assert told.startswith("exact match: upper ") and (tmp_path / "out" / "chat_template.jinja").exists()
+
+
+def test_workers_step_with_the_mean_of_their_gradients(tmp_path, monkeypatch):
+    """The second of two steps has a learning rate of 0, the first one of a hundredth."""
+    monkeypatch.setattr(training, "quick_scores", lambda model, n: "")
+    trained = training.train(training.Plan(tmp_path, steps=2, batch_size=4, seed=3, workers=2)).state_dict()
+    torch.manual_seed(3)
+    model = training.new_model()
+    model.set_experts_implementation("grouped_mm")
+    optimizers = make_optimizers(model)
+    for seed in (3, 1003):
+        torch.manual_seed(seed)
+        losses = training.training_loss(model, next(batches(seed, 4)))
+        (sum(losses) / 2).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] /= 100
+        optimizer.step()
+    far = {name: (own - trained[name]).abs().max().item() for name, own in model.state_dict().items()}
+    assert max(far.values()) < 1e-5, far

@@ -100,7 +100,7 @@ def test_only_work_that_helps_is_thought():
 def test_the_reply_parser_reads_what_is_taught(tokenizer):
     """Thoughts, calls and texts come apart as they were put together; calls are of declared tools."""
     thoughts = calls = reports = 0
-    for talk in islice(draw_talks(1, held_out=False), 300):
+    for talk in islice(draw_talks(1, held_out=False), 900):
         reply = parse_reply(tokenizer, encode_answer(talk))
         thoughts, calls = thoughts + bool(reply.thought), calls + len(reply.tool_calls)
         assert bool(reply.tool_calls) == (talk.call is not None) == (encode_answer(talk)[-1] == RESPONSE)

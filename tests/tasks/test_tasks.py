@@ -30,7 +30,7 @@ def test_answers_known_by_heart():
     assert words.spell(9999) == "nine thousand nine hundred ninety-nine" and words.spell(1015) == "one thousand fifteen"
     assert words.roman(1994) == "MCMXCIV" and words.roman(3888) == "MMMDCCCLXXXVIII"
     assert words.count("8 to 11") == "8 9 10 11"
-    assert words.running_sums("314159") == "348943"
+    assert words.running_sums("3142") == "3+1=4+4=8+2=0" and words.running_sums("7") == "7"
     assert words.add("12 7 30") == "49" and words.add_step_by_step("12 7 30") == "12+7=19\n19+30=49"
     assert words.json_object("name ann age 31") == '{"name": "ann", "age": 31}'
     assert len(set(squares.sudoku_grids())) == 288
@@ -51,7 +51,7 @@ def test_answers_known_by_heart():
         ("latin 1" + "." * 35, "123456231564312645456123564231645312", True),
         ("latin 2" + "." * 35, "123456231564312645456123564231645312", False),
         ("latin " + "." * 36, "123456" * 6, False),
-        ("add 999 999 999 999 999", "4995", True),
+        ("add 99 99 99 99", "396", True),
         ("sort ba", "ab", True),
     ],
 )
@@ -81,7 +81,7 @@ def test_what_is_drawn_is_known_right_and_fits(task):
     [
         "", "upper", "upper ", "upper ABC", "upper a  b", "spell 10000", "spell 007", "spell -1", "roman 0",
         "roman 4000", "count 9 to 3", "count 0 to 3", "count 5 to 100", "sudoku 1234", "latin " + "7" * 36,
-        "shuffle one", "sums 3 4", "add 5", "add 1 2 3 4 5 6", "add 1000 1", "json name", "json a 1 a 2",
+        "shuffle one", "sums 3 4", "add 5", "add 1 2 3 4 5", "add 100 1", "json name", "json a 1 a 2",
         "json name ann age", "what is love",
     ],
 )  # fmt: skip
@@ -129,7 +129,7 @@ def test_rows_have_what_they_say():
         (HARD, "sudoku", lambda e: e.argument.count(".") == 12),
         ("sudoku with 2 given", "sudoku", lambda e: e.argument.count(".") == 14),
         (EMPTY, "sudoku", lambda e: e.argument == "." * 16),
-        ("sums over a canvas", "sums", lambda e: 50 <= len(e.answer) <= 60),
+        ("sums over a canvas", "sums", lambda e: 50 <= len(e.answer) <= 61),
         ("shuffle over a canvas", "shuffle", lambda e: 45 <= len(e.answer) <= 60),
         ("count over four canvases", "count", lambda e: len(e.answer) > 192),
     ):
