@@ -8,10 +8,11 @@ from collections.abc import Generator, Iterator, Sequence
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion.denoiser import Begun, Denoiser, Forward, ModelDenoiser, Pause, alone, pauses
+from mlx_dgemma.diffusion.denoiser import Begun, Denoiser, Forward, Pause, alone, pauses
 from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
 from mlx_dgemma.diffusion.noise import Noise
 from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.shared import make_denoiser
 from mlx_dgemma.diffusion.state import CanvasState
 from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.diffusion.work import Work
@@ -112,7 +113,7 @@ def _stitch(
     model: DiffusionGemma, cache: PrefixCache, config: GenerationConfig, noise: Noise | Sequence[Noise],
     shape: tuple[int, int], max_canvases: int, steerings: Sequence[Steering], alternatives: int,
 ) -> Generator[Pause | DenoisingStep | CommittedCanvas, None, None]:  # fmt: skip
-    denoiser = ModelDenoiser(model, cache)
+    denoiser = make_denoiser(model, cache)
     for index in range(max_canvases):
         if cache.length + shape[1] > model.config.max_position_embeddings:
             return

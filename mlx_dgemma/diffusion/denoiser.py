@@ -53,13 +53,23 @@ class ModelDenoiser:
 
     def begin(self, canvas: mx.array, soft: mx.array | None, slots: Slots | None = None) -> mx.array:
         self._before = self.cache.snapshot()
-        return self.model.denoise_hidden(canvas, [self.cache], soft, slots)
+        return self.hidden(canvas, [self.cache], soft, slots)
 
     def finish(self, begun: mx.array, query: Query) -> Prediction:
         self._before = []  # or the prefix, held twice, would be copied
+        return self.answer(begun, query)
+
+    def hidden(
+        self, canvas: mx.array, caches: Sequence[PrefixCache], soft: mx.array | None, slots: Slots | None = None
+    ) -> mx.array:
+        """The graph of a pass whose rows may have prefixes of their own: what `answer` makes a prediction of."""
+        return self.model.denoise_hidden(canvas, caches, soft, slots)
+
+    def answer(self, hidden: mx.array, query: Query, block: int | None = None) -> Prediction:
+        """What that pass predicts, reading so many ids of the vocabulary at a time."""
         if query.shortlist is not None:
-            return predict_on_diet(begun, self.table, query, query.shortlist)
-        return predict(begun, self.table, query)
+            return predict_on_diet(hidden, self.table, query, query.shortlist)
+        return predict(hidden, self.table, query, block)
 
     def cancel(self) -> None:
         if self._before:
@@ -163,9 +173,9 @@ def _answer(forwards: Sequence[Forward[mx.array]]) -> None:
     like = next((soft for soft in softs if soft is not None), None)
     soft = None if like is None else mx.concatenate([mx.zeros_like(like) if own is None else own for own in softs])
     canvas = mx.concatenate([own.canvas for own in forwards])
-    hidden = first.model.denoise_hidden(canvas, [own.cache for own in denoisers], soft)
+    hidden = first.hidden(canvas, [own.cache for own in denoisers], soft)
     queries = [own.query for own in forwards if own.query is not None]
-    answer = predict(hidden, first.table, _joined(queries, canvas.shape), max(1, BLOCK // len(forwards)))
+    answer = first.answer(hidden, _joined(queries, canvas.shape), max(1, BLOCK // len(forwards)))
     for i, (own, query) in enumerate(zip(forwards, queries, strict=True)):
         own.prediction = _row(answer, i, query)
 

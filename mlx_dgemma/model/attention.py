@@ -17,6 +17,7 @@ from mlx_dgemma.model.layers import fuse_linears, rms_norm, rope
 from mlx_dgemma.model.scores import Attend
 
 Extend = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
+Gather = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 
 
 class Place(NamedTuple):
@@ -57,23 +58,33 @@ class Attention(nn.Module):
         self.rope = rope(head_dim, layer.rope)
         self._norm: mx.array | None = None
 
-    def __call__(self, x: mx.array, places: Sequence[Place]) -> mx.array:
-        """x (B, T, H) -> (B, T, H); one place for all rows, or one for each."""
+    def __call__(self, x: mx.array, places: Sequence[Place], gather: Gather | None = None) -> mx.array:
+        """x (B, T, H) -> (B, T, H); one place for all rows, or one for each.
+
+        `gather` makes keys and values of all tokens of a pass out of those of some, (B, kv_heads, T, D) both, where
+        others compute the others (see `share`).
+        """
         batch, length, _ = x.shape
         heads = self._project(x).reshape(batch, length, -1, self.head_dim)  # queries', keys', values'
         heads = rms_norm(heads, self.eps)
-        if len(places) == 1:
-            out = self._attend(heads, places[0])
-        else:
-            out = mx.concatenate([self._attend(heads[i : i + 1], place) for i, place in enumerate(places)])
+        rows = [heads] if len(places) == 1 else mx.split(heads, batch)
+        seen = [self._queries_keys_values(own, place) for own, place in zip(rows, places, strict=True)]
+        if gather is not None:
+            k, v = gather(*(mx.concatenate([own[i] for own in seen]) for i in (1, 2)))
+            keys, values = (mx.split(own, len(places)) for own in (k, v))
+            seen = [(own[0], k, v) for own, k, v in zip(seen, keys, values, strict=True)]
+        outs = [self._attend(*own, place) for own, place in zip(seen, places, strict=True)]
+        out = outs[0] if len(outs) == 1 else mx.concatenate(outs)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
-    def _attend(self, heads: mx.array, place: Place) -> mx.array:
-        """Normed heads of all three kinds (B, T, heads, D) at a place -> (B, heads, T, D)."""
+    def _queries_keys_values(self, heads: mx.array, place: Place) -> tuple[mx.array, mx.array, mx.array]:
+        """Normed heads of all three kinds (B, T, heads, D) at a place -> (B, heads, T, D), (B, kv_heads, T, D) both."""
         weight = self._norm_weight() if self._norm is None else self._norm
         qk = self._turned(heads[:, :, : len(weight)] * weight, place)
-        q, k = qk[:, : self.heads], qk[:, self.heads :]  # (B, heads, T, D) and (B, kv_heads, T, D)
         v = heads[:, :, -self.kv_heads :].transpose(0, 2, 1, 3)  # without a projection of their own, the raw keys
+        return qk[:, : self.heads], qk[:, self.heads :], v
+
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, place: Place) -> mx.array:
         keys, values = place.extend(k, v)  # (B, kv_heads, S, D): what this layer can see
         return place.attend(q, keys, values, self.window)
 

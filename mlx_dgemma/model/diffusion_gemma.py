@@ -12,12 +12,13 @@ import mlx.nn as nn
 
 from mlx_dgemma.errors import ContextOverflow, DGemmaError
 from mlx_dgemma.model import fused
-from mlx_dgemma.model.attention import Attention, Extend, Place
+from mlx_dgemma.model.attention import Attention, Extend, Gather, Place
 from mlx_dgemma.model.cache import PrefixCache, Slots
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
 from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap, tensors
 from mlx_dgemma.model.moe import Experts, Router
 from mlx_dgemma.model.scores import Attend, attend_all, attend_causally, attend_image
+from mlx_dgemma.model.share import Part, Share, up_to
 from mlx_dgemma.model.vision import Eyes
 
 
@@ -40,9 +41,11 @@ class Layer(nn.Module):
         self.pre_feedforward_layernorm_2 = nn.RMSNorm(hidden, eps=eps)
         self.layer_scalar = mx.ones((1,))
 
-    def __call__(self, x: mx.array, places: Sequence[Place], scalar: mx.array) -> mx.array:
-        """x (B, T, H) -> (B, T, H)."""
-        h = self.self_attn(self.input_layernorm(x), places)
+    def __call__(
+        self, x: mx.array, places: Sequence[Place], scalar: mx.array, gather: Gather | None = None
+    ) -> mx.array:  # fmt: skip
+        """x (B, T, H) -> (B, T, H); `gather` as in `Attention`."""
+        h = self.self_attn(self.input_layernorm(x), places, gather)
         residual = x + self.post_attention_layernorm(h)
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(residual)))
         weights, chosen = self.router(residual)  # the router reads the raw residual stream
@@ -102,10 +105,13 @@ class Backbone(nn.Module):
         self.encoder = Encoder(config)
 
 
-def _denoising(cache: PrefixCache, layer: int, slots: Slots | None) -> Place:
+def _denoising(cache: PrefixCache, layer: int, slots: Slots | None, part: Part | None) -> Place:
     """Where a canvas, or some positions of one, stands behind a prefix."""
     extend = partial(cache.layers[layer].overlay, slots=slots)
-    return Place(cache.length, extend, attend_all, None if slots is None else slots.at)
+    at = None if slots is None else slots.at
+    if part is not None:
+        at = part.own if at is None else at[part.own]
+    return Place(cache.length, extend, attend_all, at)
 
 
 class DiffusionGemma(nn.Module):
@@ -116,6 +122,7 @@ class DiffusionGemma(nn.Module):
         no_eyes: why not, in one line.
         image_mask: how the tokens of an image see each other, one of `scores.IMAGE_MASKS`; causally where config.json
             says so.
+        share: among which processes its passes are shared; None for this one alone.
     """
 
     def __init__(self, config: ModelConfig):
@@ -125,6 +132,7 @@ class DiffusionGemma(nn.Module):
         self.eyes: Eyes | None = None
         self.no_eyes = "this model was made without a vision tower; load it from a checkpoint that has one"
         self.image_mask: Attend = attend_image if config.images_both_ways else attend_causally
+        self.share: Share | None = None
 
     def tensors(self) -> dict[str, mx.array]:
         """All parameters by name."""
@@ -187,10 +195,16 @@ class DiffusionGemma(nn.Module):
                 f"({self.config.max_position_embeddings}); shorten the prompt"
             )
         scalars = self.model.encoder.language_model.layers
+        # an image's tokens see each other, and a part of them would see less
+        block = self.share.block(length) if self.share is not None and attend is attend_causally else None
+        part, end = (None, length) if block is None else block
+        h = h if part is None else h[:, part.own]
+        begin = cache.length + end - h.shape[1]
         for layer, own, extend in zip(self.model.decoder.layers, scalars, extends, strict=True):
-            h = layer(h, [Place(cache.length, extend, attend)], own.layer_scalar)
+            place = Place(begin, up_to(extend, length - end), attend)
+            h = layer(h, [place], own.layer_scalar, None if part is None else part.keys_and_values)
         normed: mx.array = self.model.decoder.norm(h)
-        return normed
+        return normed if part is None else part.columns(normed)
 
     def next_token_logits(self, tokens: mx.array, cache: PrefixCache) -> mx.array:
         """Encoder mode, and what the causal model expects after each of the ids (B, T): logits (B, T, V), float32."""
@@ -211,8 +225,9 @@ class DiffusionGemma(nn.Module):
         return self.logits(self.denoise_hidden(canvas, [cache], soft))
 
     def denoise_hidden(
-        self, canvas: mx.array, caches: Sequence[PrefixCache], soft: mx.array | None = None, slots: Slots | None = None
-    ) -> mx.array:
+        self, canvas: mx.array, caches: Sequence[PrefixCache], soft: mx.array | None = None,
+        slots: Slots | None = None, part: Part | None = None,
+    ) -> mx.array:  # fmt: skip
         """Denoiser mode up to the last hidden states, normed.
 
         Args:
@@ -221,16 +236,19 @@ class DiffusionGemma(nn.Module):
             soft: soft embeddings (B, C, H), zeros for a row at its first step; None if all are.
             slots: which positions of the canvas `canvas` and `soft` hold, (B, R) and (B, R, H); the others keep the
                 keys and values that an earlier pass over the same prefix has left. None: all of them.
+            part: which of them are computed here, the others elsewhere. None: all of them.
 
         Returns:
-            (B, C, H), or (B, R, H).
+            Of what is computed here: (B, C, H), or (B, R, H).
         """
         decoder = self.model.decoder
+        if part is not None:
+            canvas, soft = canvas[:, part.own], None if soft is None else soft[:, part.own]
         h = decoder.self_conditioning.mixed(self._embed(canvas), soft)
         for i, layer in enumerate(decoder.layers):
             # not causal: every canvas token sees all that the layer kept of its prefix, and the whole canvas
-            places = [_denoising(cache, i, slots) for cache in caches]
-            h = layer(h, places, layer.layer_scalar)
+            places = [_denoising(cache, i, slots, part) for cache in caches]
+            h = layer(h, places, layer.layer_scalar, None if part is None else part.keys_and_values)
         normed: mx.array = decoder.norm(h)
         return normed
 

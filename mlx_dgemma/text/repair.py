@@ -13,9 +13,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma.diffusion.canvas import refine
-from mlx_dgemma.diffusion.denoiser import ModelDenoiser, Pause
+from mlx_dgemma.diffusion.denoiser import Pause
 from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.settings import GenerationConfig
+from mlx_dgemma.diffusion.shared import make_denoiser
 from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.text.causal import Causal
 from mlx_dgemma.text.transcript import Committed
@@ -77,7 +78,7 @@ class Repair:
         free = np.zeros(len(canvas.tokens), bool)
         free[places] = True
         steering = Steering(mx.array([canvas.tokens]), mx.array(~free)[None])
-        denoiser, shape = ModelDenoiser(causal.model, causal.cache), (1, len(canvas.tokens))
+        denoiser, shape = make_denoiser(causal.model, causal.cache), (1, len(canvas.tokens))
         steps, last = canvas.steps, self._steps[-1]
         for event in refine(denoiser, self._settings, causal.noise, shape, last.canvas_index, steering):
             if isinstance(event, DenoisingStep):  # no step of the canvas that is shown: it has no place in its count

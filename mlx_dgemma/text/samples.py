@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma.diffusion.canvas import denoise_canvas
-from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.diffusion.noise import SeededNoise
+from mlx_dgemma.diffusion.shared import make_denoiser
 from mlx_dgemma.diffusion.steering import Steering
 from mlx_dgemma.diffusion.work import Work
 from mlx_dgemma.model import host, memory
@@ -58,7 +58,7 @@ def _denoise(run: Run, cache: PrefixCache, rows: list["_Row"], index: int) -> Ge
         row.begin(steering)
     noises = [row.noise for row in rows]
     draft = steering.clamp(mx.zeros(shape, mx.int32))  # of a canvas that is given whole, for which no step is made
-    for step in denoise_canvas(ModelDenoiser(run.model, cache), run.settings, noises, shape, index, steering):
+    for step in denoise_canvas(make_denoiser(run.model, cache), run.settings, noises, shape, index, steering):
         draft = step.draft
         for number, row in enumerate(rows):
             row.note(step, number)
