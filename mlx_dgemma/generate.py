@@ -26,6 +26,7 @@ from mlx_dgemma.text.messages import text_of
 from mlx_dgemma.text.request import Request
 
 if TYPE_CHECKING:
+    from mlx_dgemma.distributed.session import Session
     from mlx_dgemma.terminal.progress import ProgressLine
     from mlx_dgemma.text.engine import Engine
     from mlx_dgemma.text.events import GenerationResult, TextCanvas
@@ -45,7 +46,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(request: Request, options: Options) -> int:
-    """Loads the model and does what was asked; the exit code."""
+    """Does what was asked, alone or with other ranks; the exit code."""
+    if options.distributed is None:
+        return _run(request, options, None)
+    with signals.uninterrupted():
+        from mlx_dgemma.distributed.session import only_first, together
+    with together(options.distributed) as session:
+        if session is None:
+            say("note: --distributed: this is the only process; mlx.launch starts more (docs/distributed.md)")
+            return _run(request, options, None)
+        with only_first(session):
+            session.code = _run(request, options if session.is_first else options.silent(), session)
+        return session.code
+
+
+def _run(request: Request, options: Options, session: Session | None) -> int:
+    """Loads the model and writes."""
     if options.trace is not None:
         check_writable(options.trace)
     if options.many is not None and options.many.output is not None:
@@ -59,10 +75,14 @@ def run(request: Request, options: Options) -> int:
     progress.show("loading …")
     try:
         engine = load_engine(options.model, options.dtype, wire=options.wire, quiet=options.quiet)
+        if session is not None:
+            _share(session, engine, options, progress)
         engine = _remembering(engine, options, progress)
         if options.many is not None:
             return _many(engine, options.many, options, progress)
-        engine.prepare(request)  # what cannot be done is told before what will not be right
+        prepared = engine.prepare(request)  # what cannot be done is told before what will not be right
+        if session is not None:
+            session.compare(prepared)
         if engine.checkpoint == "embedded" and not options.quiet and not is_known(_user(request)):
             progress.clear()
             say(UNKNOWN)
@@ -72,6 +92,16 @@ def run(request: Request, options: Options) -> int:
         return code
     finally:
         progress.clear()
+
+
+def _share(session: Session, engine: Engine, options: Options, progress: ProgressLine) -> None:
+    """Shares an engine's passes, and says how fast that is."""
+    speed = session.attach(engine, options.model)
+    progress.clear()
+    if not options.quiet:
+        say(speed.line())
+    if warning := speed.warning():
+        say(f"warning: {warning}")
 
 
 def _kept(engine: Engine) -> None:

@@ -143,13 +143,24 @@ def together(forwards: Sequence[Forward[mx.array]]) -> None:
     a cutoff of their soft embeddings, on a vocabulary diet, and those of some positions only, are answered one by one,
     as which rows are dense and which positions are meant is told for whole passes.
     """
-    shared = [own for own in forwards if _can_share(own)]
+    alike: dict[int, list[Forward[mx.array]]] = {}  # by how many positions are present
     for own in forwards:
-        if own not in shared or len(shared) == 1:
+        if _can_share(own):
+            alike.setdefault(own.canvas.shape[1], []).append(own)
+        else:
             own.advance()
-    if len(shared) < 2:
+    for shared in alike.values():
+        _answer_all(shared)
+
+
+def _answer_all(shared: Sequence[Forward[mx.array]]) -> None:
+    """Answers passes over as many positions each, and begins to compute them."""
+    if len(shared) == 1:
+        shared[0].advance()
         return
-    lanes = cpu.lanes() if len(shared) >= LANES_FROM else cpu.lanes()[:1]
+    # exchanges between ranks have one order, so that these use one lane
+    is_alone = cast(ModelDenoiser, shared[0].denoiser).model.share is None
+    lanes = cpu.lanes() if len(shared) >= LANES_FROM and is_alone else cpu.lanes()[:1]
     share = -(-len(shared) // len(lanes))
     for lane, start in zip(lanes, range(0, len(shared), share), strict=False):
         with mx.stream(lane):

@@ -3,13 +3,14 @@
 Soft embeddings stay with the rank that owns their position: elsewhere they are zeros, which nobody reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_dgemma.diffusion.denoiser import ModelDenoiser
+from mlx_dgemma.diffusion.denoiser import Event, Forward, ModelDenoiser, Pause
 from mlx_dgemma.diffusion.diet import Shortlist
 from mlx_dgemma.diffusion.vocabulary import GROUP, Prediction, Query, SoftRows, mixed_ids
 from mlx_dgemma.model import host
@@ -21,6 +22,20 @@ from mlx_dgemma.model.share import Part, Share
 def make_denoiser(model: DiffusionGemma, cache: PrefixCache) -> ModelDenoiser:
     """The model over a prefix, alone or with those that share its passes."""
     return ModelDenoiser(model, cache) if model.share is None else SharedDenoiser(model, cache, model.share)
+
+
+def in_step(events: Generator[Pause | Event, None, None], share: Share) -> Generator[Pause | Event, None, None]:
+    """A generator on every rank, of which none goes on to work that all share unless all do; closed on one, it ends on
+    the others by an error."""
+    with closing(events):
+        for event in events:
+            if isinstance(event, Pause) and not (isinstance(event, Forward) and event.query is None):
+                share.go_on()
+            try:
+                yield event
+            except GeneratorExit:
+                share.stop()
+                raise
 
 
 class SharedDenoiser(ModelDenoiser):

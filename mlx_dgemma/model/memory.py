@@ -17,6 +17,7 @@ TIGHT = 0.9  # share of what a GPU may hold, above which weights leave too littl
 _OUT_OF_MEMORY = re.compile(r"insufficient memory|out of memory|unable to allocate|bad_alloc|exceeds .* buffer", re.I)
 _WIRED = SharedLimit(lambda nbytes: mx.set_wired_limit(nbytes))
 _wires = True
+_bound: int | None = None
 
 
 def start(arrays: list[mx.array], *, rows: int = 1) -> None:
@@ -39,8 +40,16 @@ def recommended() -> int | None:
 
 
 def total() -> int:
-    """Bytes that a run may use in all: what a Mac's GPU may hold, or the machine's memory."""
+    """Bytes that a run may use in all: what a Mac's GPU may hold, or the machine's memory; see `bound_total`."""
+    if _bound is not None:
+        return _bound
     return recommended() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def bound_total(nbytes: int | None) -> None:
+    """Sets `total`, so that machines of different sizes decide alike; None sets it back."""
+    global _bound
+    _bound = nbytes
 
 
 def use_wiring(enabled: bool) -> None:

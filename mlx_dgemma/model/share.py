@@ -16,10 +16,10 @@ from itertools import accumulate
 import mlx.core as mx
 
 from mlx_dgemma.errors import DGemmaError
+from mlx_dgemma.model import host
 from mlx_dgemma.model.attention import Extend
 
 Counts = Sequence[int]
-MOST = 1000  # of a weight; they are whole numbers, which every rank reads alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +66,33 @@ class Share:
         weights: how much of the work each takes, relative to the others.
     """
 
-    def __init__(self, group: mx.distributed.Group, weights: Sequence[int] | None = None):
+    def __init__(self, group: mx.distributed.Group, weights: Sequence[int] = ()):
         self.group = group
         self.rank, self.size = group.rank(), group.size()
-        self.weights = list(weights or [1] * self.size)
-        if len(self.weights) != self.size or not all(0 < weight <= MOST for weight in self.weights):
+        self.weights = list(weights) or [1] * self.size
+        if len(self.weights) != self.size or min(self.weights) < 1:
             told = ",".join(map(str, self.weights))
-            raise DGemmaError(f"shares {told} are not {self.size} whole numbers from 1 to {MOST}, one of each process")
+            raise DGemmaError(f"shares {told} are not {self.size} whole numbers from 1 on, one of each process")
         self._owners: list[int] = []
         self._dealt = [0] * self.size
+
+    def numbers(self, own: int) -> list[int]:
+        """Every rank's number, known at once; all ranks have to ask."""
+        return host.ints(self.all_gather(mx.array([own])))
+
+    def go_on(self) -> None:
+        """All ranks go on, or none does.
+
+        Raises:
+            DGemmaError: another rank has stopped.
+        """
+        flags = self.numbers(0)
+        if any(flags):
+            raise DGemmaError(f"rank {flags.index(1)} has stopped; all ranks end together")
+
+    def stop(self) -> None:
+        """This rank does not go on; the others learn it when they would."""
+        self.numbers(1)
 
     def all_gather(self, x: mx.array) -> mx.array:
         """x of every rank, one after another along the first axis."""

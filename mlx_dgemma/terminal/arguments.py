@@ -1,15 +1,22 @@
 """What is typed for `dgemma-generate`: the options, and the request that they make. No heavy imports."""
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mlx_dgemma.distributed.plan import Plan
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.tasks.embedded import LEARNED
 from mlx_dgemma.terminal.cli import Parser
-from mlx_dgemma.terminal.inputs import read_schema, read_tools
-from mlx_dgemma.terminal.options import add_image_tokens, add_model, add_settings, settings_of
+from mlx_dgemma.terminal.inputs import read_schema, read_stdin, read_tools
+from mlx_dgemma.terminal.options import (
+    add_distributed,
+    add_image_tokens,
+    add_model,
+    add_settings,
+    plan_of,
+    settings_of,
+)
 from mlx_dgemma.terminal.prompts import Asked, read_prompts
 from mlx_dgemma.text.request import MAX_ROWS, MAX_SEED, MODES, CanvasPlan, Prompt, Request
 
@@ -31,6 +38,7 @@ class Options:
         prefix_cache: folder of encoded prompts.
         dtype, wire: how the checkpoint is loaded, see `terminal.start`.
         many: what a file of prompts asks; None for one prompt.
+        distributed: how ranks write together; None for one process.
     """
 
     model: str | None
@@ -46,6 +54,12 @@ class Options:
     dtype: str | None
     wire: bool
     many: "Many | None" = None
+    distributed: Plan | None = None
+
+    def silent(self) -> "Options":
+        """Of a rank that works along: it shows and writes nothing."""
+        many = None if self.many is None else replace(self.many, output=None, resume=False)
+        return replace(self, trace=None, json=False, quiet=True, watch=False, many=many)
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_steering(parser)
     _add_causal(parser)
     add_settings(parser)
+    add_distributed(parser)
     return parser
 
 
@@ -149,6 +164,7 @@ def parse(argv: list[str] | None) -> tuple[Request, Options]:
     _check_steering(parser, args)
     _check_causal(parser, args)
     _check_many(parser, args)
+    args.plan = plan_of(parser, args)
     args.prompt = _typed_prompt(parser, args) if args.prompts is None else ""
     request = request_of(args)
     return request, options_of(args, request)
@@ -162,7 +178,7 @@ def _typed_prompt(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error(f"the prompt is given twice, as --prompt and as {' '.join(args.words)}; quote a text with spaces")
     prompt = " ".join(args.words) if args.prompt is None else args.prompt
     if prompt == "-":
-        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        prompt = read_stdin(args.plan).decode("utf-8", "surrogateescape")
         prompt = prompt.removesuffix("\n").removesuffix("\r")
     if not prompt.strip():
         parser.error("the prompt is empty; give a text")
@@ -254,10 +270,10 @@ def options_of(args: argparse.Namespace, request: Request) -> Options:
     """What was typed beside the request."""
     many = None
     if args.prompts is not None:
-        asked = read_prompts(args.prompts, request, lambda prompt: _prompt(args, prompt))
+        asked = read_prompts(args.prompts, request, lambda prompt: _prompt(args, prompt), args.plan)
         many = Many(asked, args.output, args.resume, args.force, MAX_ROWS if args.max_batch is None else args.max_batch)
     choices = args.choose and [[label.strip() for label in own.split(",")] for own in args.choose]
     template = "{?}" if args.template is None else args.template
     delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay
     shown = args.json, args.quiet, args.watch, delay, args.show_thoughts, args.prefix_cache
-    return Options(args.model, template, choices, args.trace, *shown, args.dtype, args.wire, many)
+    return Options(args.model, template, choices, args.trace, *shown, args.dtype, args.wire, many, args.plan)

@@ -1,9 +1,11 @@
 """JSON files that a command line names: function schemas, and the schema of an answer."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from mlx_dgemma.distributed.plan import Plan
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file
 
@@ -29,6 +31,15 @@ def read_schema(path: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise DGemmaError(f"{path}: it holds no schema; give a JSON object")
     return {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
+
+
+def read_stdin(plan: Plan | None = None) -> bytes:
+    """All that stands on stdin; of the first rank, where several write together."""
+    if plan is None:
+        return sys.stdin.buffer.read()
+    from mlx_dgemma.distributed.session import first_stdin  # late: it needs MLX
+
+    return first_stdin()
 
 
 def _read_json(path: str, what: str) -> Any:

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import fields
 
 from mlx_dgemma.diffusion.settings import TOKEN_CHOICES, GenerationConfig
+from mlx_dgemma.distributed.plan import MODES, Plan
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.terminal.cli import Elsewhere
 
@@ -26,6 +27,27 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help=about)
     about = "do not ask macOS to keep the weights in memory"
     parser.add_argument("--no-wire", dest="wire", action="store_false", help=about)
+
+
+def add_distributed(parser: argparse.ArgumentParser) -> None:
+    """Whether several processes write together."""
+    add = parser.add_argument_group("several machines (see docs/distributed.md)").add_argument
+    about = "share each denoising step among the ranks that mlx.launch starts: canvas (default) or tensor"
+    add("--distributed", nargs="?", const=MODES[0], choices=MODES, metavar="HOW", help=about)
+    about = "how much each rank takes, 3,1 say, or measured (default: all alike)"
+    add("--shares", metavar="N,N", help=about)
+
+
+def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Plan | None:
+    """How it was typed that ranks write together; None for one process."""
+    if args.distributed is None:
+        if args.shares is not None:
+            parser.error("--shares goes with --distributed; give both")
+        return None
+    try:
+        return Plan.of(args.shares)
+    except DGemmaError as error:
+        parser.error(str(error))
 
 
 def add_image_tokens(parser: argparse.ArgumentParser) -> None:

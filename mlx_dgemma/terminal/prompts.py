@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from mlx_dgemma.distributed.plan import Plan
 from mlx_dgemma.errors import DGemmaError, first_line
 from mlx_dgemma.files import read_file
+from mlx_dgemma.terminal.inputs import read_stdin
 from mlx_dgemma.text.request import Prompt, Request
 
 FORM = 'give a JSON text, or an object with "prompt" or "messages" and, if wanted, "id" and "seed"'
@@ -37,19 +39,22 @@ class Asked:
         return hashlib.sha256(f"{checkpoint} {self.request!r}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def read_prompts(path: str, base: Request, prompt_of: Callable[[str], Prompt]) -> list[Asked]:
+def read_prompts(
+    path: str, base: Request, prompt_of: Callable[[str], Prompt], plan: Plan | None = None
+) -> list[Asked]:  # fmt: skip
     """What each line asks; empty lines are left out.
 
     Args:
         path: of the file; "-" is stdin.
         base: the request, but for prompt and seed.
         prompt_of: makes a prompt of a text.
+        plan: how several processes write together, of which the first one's stdin is read.
 
     Raises:
         DGemmaError: the file cannot be read, or a line asks nothing.
     """
     try:
-        content = sys.stdin.buffer.read() if path == "-" else read_file(Path(path).expanduser())
+        content = read_stdin(plan) if path == "-" else read_file(Path(path).expanduser())
     except OSError as error:
         raise DGemmaError(f"{path}: cannot be read ({error.strerror}); give a file of JSON lines") from None
     asked = []

@@ -8,6 +8,7 @@ import mlx.core as mx
 from mlx_dgemma.diffusion.canvas import stitch
 from mlx_dgemma.diffusion.denoiser import Pause, alone, pauses
 from mlx_dgemma.diffusion.events import CommittedCanvas, DenoisingStep
+from mlx_dgemma.diffusion.shared import in_step
 from mlx_dgemma.diffusion.steering import steerings
 from mlx_dgemma.model import host, memory
 from mlx_dgemma.model.prefill import chunks
@@ -28,7 +29,8 @@ Going = Generator[Pause | TextCanvas, None, bool]  # whether the next canvas fol
 
 def stream_text(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
     """One event per denoising step and one per committed canvas, as they happen."""
-    return alone(write(run))
+    share = run.model.share
+    return alone(write(run) if share is None else in_step(write(run), share))
 
 
 def write(run: Run) -> Written:

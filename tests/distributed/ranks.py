@@ -34,10 +34,12 @@ def start_ranks(n: int, arguments: list[str], folder: Path, **environment: str) 
     """Starts `python arguments…` n times, as ranks of one group."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(n)]))
+    # OpenBLAS multiplies other numbers of rows otherwise
+    clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     return [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), **environment},
+            env={**clean, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), **environment},
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(n)

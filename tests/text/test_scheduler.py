@@ -26,6 +26,8 @@ MIXED = [
     Request("upper abcdef", alternatives=3),
     Request("upper abcd", alternatives=5),
     Request("reverse hello", settings=GenerationConfig(t_max=2.0, t_min=1.0, entropy_bound=3.0)),
+    Request("spell 42", settings=GenerationConfig(fast=True)),
+    Request("count 20 to 50", settings=GenerationConfig(fast=True)),
     Request("sort 5 3 1", settings=GenerationConfig(soft_embedding_cutoff=10.0)),
     Request("roman 7", response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": False}}),
 ]

@@ -1,0 +1,1 @@
+"""Several processes, on several machines or one, that write together: how they meet, agree, and end together."""
