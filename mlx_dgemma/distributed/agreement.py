@@ -28,7 +28,7 @@ def agree(exchange: Exchange, facts: Mapping[str, str]) -> None:
     everywhere = exchange.objects(dict(facts))
     first = everywhere[0]
     for rank, theirs in enumerate(everywhere[1:], 1):
-        for name in sorted(first.keys() | theirs.keys()):
+        for name in [*first, *(name for name in theirs if name not in first)]:
             a, b = (str(own.get(name, "missing"))[:SHOWN] for own in (first, theirs))
             if first.get(name) != theirs.get(name):
                 raise DGemmaError(
@@ -65,7 +65,7 @@ def request_facts(run: Run) -> dict[str, str]:
         "prompt": hashlib.sha256(repr(run.names).encode()).hexdigest(),
         "seed": str(request.seed),
         "settings": repr(run.settings),
-        "canvas": hashlib.sha256(repr((run.given, request.plan)).encode()).hexdigest(),
+        "canvas": hashlib.sha256(repr((run.given, request.plan.draft, request.plan.noise)).encode()).hexdigest(),
         "request": repr((*asked, request.response_format, request.tool_choice, request.thinking)),
     }
 

@@ -103,7 +103,7 @@ class Watchdog:
         if last.startswith(FAILED):
             self._end(rank, last.removeprefix(FAILED + b" ").decode("utf-8", "replace"), GRACE)
         elif last != DONE:
-            self._end(rank, f"rank {rank} has died", GRACE)
+            self._end(rank, f"rank {rank} has died")
         else:  # what both do ends at about the same time, or this one waits for something that will not come
             self._end(rank, f"rank {rank} has ended before this one", SILENCE)
 
