@@ -69,14 +69,15 @@ def _run(request: Request, options: Options, session: Session | None) -> int:
     # Late, so that --help and a mistyped option answer at once.
     with signals.uninterrupted():
         from mlx_dgemma.terminal.progress import ProgressLine
-        from mlx_dgemma.terminal.start import load_engine
+        from mlx_dgemma.terminal.start import load_engine, share
 
     progress = ProgressLine(enabled=not options.quiet)
     progress.show("loading …")
     try:
         engine = load_engine(options.model, options.dtype, wire=options.wire, quiet=options.quiet)
         if session is not None:
-            _share(session, engine, options, progress)
+            progress.clear()
+            share(session, engine, options.model, quiet=options.quiet)
         engine = _remembering(engine, options, progress)
         if options.many is not None:
             return _many(engine, options.many, options, progress)
@@ -92,16 +93,6 @@ def _run(request: Request, options: Options, session: Session | None) -> int:
         return code
     finally:
         progress.clear()
-
-
-def _share(session: Session, engine: Engine, options: Options, progress: ProgressLine) -> None:
-    """Shares an engine's passes, and says how fast that is."""
-    speed = session.attach(engine, options.model)
-    progress.clear()
-    if not options.quiet:
-        say(speed.line())
-    if warning := speed.warning():
-        say(f"warning: {warning}")
 
 
 def _kept(engine: Engine) -> None:

@@ -3,8 +3,8 @@
 Soft embeddings stay with the rank that owns their position: elsewhere they are zeros, which nobody reads.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import mlx.core as mx
@@ -22,6 +22,16 @@ from mlx_dgemma.model.share import Part, Share
 def make_denoiser(model: DiffusionGemma, cache: PrefixCache) -> ModelDenoiser:
     """The model over a prefix, alone or with those that share its passes."""
     return ModelDenoiser(model, cache) if model.share is None else SharedDenoiser(model, cache, model.share)
+
+
+@contextmanager
+def unshared(model: DiffusionGemma) -> Iterator[None]:
+    """Meanwhile a model's passes are this process' alone."""
+    share, model.share = model.share, None
+    try:
+        yield
+    finally:
+        model.share = share
 
 
 def in_step(events: Generator[Pause | Event, None, None], share: Share) -> Generator[Pause | Event, None, None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.files import read_file
 from mlx_dgemma.terminal.cli import Parser, exit_code, require, say
-from mlx_dgemma.terminal.options import add_model
+from mlx_dgemma.terminal.options import add_distributed, add_model, plan_of
 from mlx_dgemma.text.request import MAX_IMAGES, MAX_ROWS
 
 KEY = "DGEMMA_API_KEY"
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metrics", action="store_true", help="count what is done at /metrics, for Prometheus")
     add("--adapter", metavar="FOLDER", help=argparse.SUPPRESS)
     add("-q", "--quiet", action="store_true", help="no line for each request")
+    add_distributed(parser)
     return parser
 
 
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("context", "prefix_bytes"):
         if vars(args)[name] is not None and vars(args)[name] < 0:
             parser.error(f"--{name.replace('_', '-')} must be 0 or more, got {vars(args)[name]}")
+    args.plan = plan_of(parser, args)
     return exit_code(lambda: run(args), "stopped", ends_process=argv is None)
 
 
@@ -72,13 +74,21 @@ def run(args: argparse.Namespace) -> int:
         )
     require("starlette", "uvicorn")
     with signals.uninterrupted():
-        from mlx_dgemma.server.serving import Options, serve
+        from mlx_dgemma.distributed.session import together
+        from mlx_dgemma.server.serving import Options, serve, work_along
     options = Options(
         args.model, args.dtype, args.wire, args.host, args.port, keys, tuple(args.allow_host), tuple(args.allow_origin),
         args.context, args.prefix_bytes, args.queue, args.max_batch, args.quiet, args.metrics,
-        args.max_images,
+        args.max_images, args.plan,
     )  # fmt: skip
-    serve(options, say)
+    if args.plan is None:
+        serve(options, say)
+        return 0
+    with together(args.plan) as session:
+        if session is None or session.is_first:
+            serve(options, say, session)
+        else:
+            work_along(options, session)
     return 0
 
 

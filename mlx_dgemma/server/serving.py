@@ -6,19 +6,23 @@ import asyncio
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mlx_dgemma.distributed.plan import Plan
+from mlx_dgemma.distributed.relay import follow
+from mlx_dgemma.distributed.session import Session
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.server.app import create_app
 from mlx_dgemma.server.guard import LOOPBACK, Guard, Rules
 from mlx_dgemma.server.images import Decoder
 from mlx_dgemma.server.service import Service
 from mlx_dgemma.server.worker import Worker
-from mlx_dgemma.terminal.start import load_engine
+from mlx_dgemma.terminal.start import load_engine, share
 from mlx_dgemma.text.engine import Engine
 from mlx_dgemma.text.prefixes import PrefixStore
 from mlx_dgemma.text.request import MAX_IMAGES, MAX_ROWS
@@ -27,6 +31,7 @@ HEAD = 10.0  # seconds that a request's head may take to arrive
 HEADERS = 64 << 10  # bytes of them
 STALLED = 60.0  # seconds in which a reader takes nothing of what waits for it
 CONNECTIONS = 256
+JOIN = 0.5  # seconds between looks at whether a signal came
 DRAIN = 20  # seconds that running answers get when the server is told to stop
 
 
@@ -49,20 +54,23 @@ class Options:
     quiet: bool = True
     metrics: bool = False
     max_images: int = MAX_IMAGES
+    distributed: Plan | None = None
 
 
-def build(options: Options) -> tuple[Guard, Service]:
-    """The application, with its engine loaded and its worker at work.
+def build(options: Options, session: Session | None = None) -> tuple[Guard, Service]:
+    """The application, with its engine loaded and its worker at work, alone or as the first of several ranks.
 
     Raises:
         DGemmaError: as loading does; a checkpoint without a tokenizer.
     """
 
     def load() -> Engine:
-        engine = load_engine(options.model, options.dtype, wire=options.wire, quiet=options.quiet)
-        return replace(engine, prefixes=PrefixStore(options.prefix_bytes))
+        return _load(options, session)
 
-    worker = Worker(load, max_rows=options.max_batch, queue=options.queue, context=options.context)
+    exchange = None if session is None else session.exchange
+    worker = Worker(
+        load, max_rows=options.max_batch, queue=options.queue, context=options.context, exchange=exchange
+    )  # fmt: skip
     engine = worker.start()
     most = engine.model.config.max_position_embeddings
     if engine.tokenizer is None:
@@ -80,7 +88,36 @@ def build(options: Options) -> tuple[Guard, Service]:
     return create_app(service, rules, is_metered=options.metrics), service
 
 
-def serve(options: Options, say: Callable[[str], None]) -> None:
+def _load(options: Options, session: Session | None) -> Engine:
+    """The engine, with what it remembers; shared with other ranks if there are any."""
+    engine = load_engine(options.model, options.dtype, wire=options.wire, quiet=options.quiet)
+    if session is not None:
+        share(session, engine, options.model, quiet=options.quiet or not session.is_first)
+    return replace(engine, prefixes=PrefixStore(options.prefix_bytes))
+
+
+def work_along(options: Options, session: Session) -> None:
+    """Any rank but the first: does what that tells, in a thread, as no signal reaches one that waits for others."""
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            engine = _load(options, session)
+            follow(engine.prepare, session.exchange, max_rows=options.max_batch, context=options.context)
+        except BaseException as error:  # it is raised below
+            failed.append(error)
+        done.set()
+        threading.Event().wait()  # as in `Worker`: now and then MLX aborts where a thread of its streams ends
+
+    threading.Thread(target=work, name="mlx", daemon=True).start()
+    while not done.wait(JOIN):
+        pass
+    if failed:
+        raise failed[0]
+
+
+def serve(options: Options, say: Callable[[str], None], session: Session | None = None) -> None:
     """Serves until a signal comes; then running answers get some seconds to end.
 
     Raises:
@@ -88,9 +125,10 @@ def serve(options: Options, say: Callable[[str], None]) -> None:
     """
     bound = _bound(options.host, options.port)
     try:
-        app, service = build(options)
+        app, service = build(options, session)
         _log(quiet=options.quiet)
         port = bound.getsockname()[1]
+        bound.listen()  # who comes before uvicorn does waits for it
         say(f"{service.name} at http://{options.host}:{port} (Ctrl-C stops)")
         server = uvicorn.Server(configured(app))
         try:

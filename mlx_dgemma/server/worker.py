@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from mlx_dgemma.diffusion.events import DenoisingStep
+from mlx_dgemma.diffusion.shared import unshared
+from mlx_dgemma.distributed.exchange import Exchange
+from mlx_dgemma.distributed.relay import leading
 from mlx_dgemma.errors import DGemmaError, OutOfMemory, first_line
 from mlx_dgemma.model import host
 from mlx_dgemma.server.errors import Refused, refusal
@@ -89,8 +92,9 @@ class Worker:
     """Runs jobs of one engine in a thread of its own."""
 
     def __init__(
-        self, load: Callable[[], Engine], *, max_rows: int = MAX_ROWS, queue: int = 32, context: int | None = None
-    ):
+        self, load: Callable[[], Engine], *, max_rows: int = MAX_ROWS, queue: int = 32, context: int | None = None,
+        exchange: Exchange | None = None,
+    ):  # fmt: skip
         """What works.
 
         Args:
@@ -98,7 +102,9 @@ class Worker:
             max_rows: how many texts are written at a time.
             queue: how many may wait beside them.
             context: positions of a prompt and its answer, see `Scheduler`.
+            exchange: with other ranks, which work along; None for this process alone.
         """
+        self._exchange = exchange
         self._load, self.max_rows, self.queue, self.context = load, max_rows, queue, context
         self.counts = Counts()
         self._arrived: deque[Job | Callable[[Engine], None]] = deque()
@@ -179,7 +185,7 @@ class Worker:
             return
         finally:
             self._ready.set()
-        scheduler = Scheduler(self._engine.prepare, max_rows=self.max_rows, context=self.context)
+        scheduler = leading(self._engine.prepare, self._exchange, max_rows=self.max_rows, context=self.context)
         try:
             while not self._stops:
                 self._take_in(scheduler, self._engine)
@@ -194,13 +200,15 @@ class Worker:
         finally:
             for job in [*self._jobs.values(), *(job for job in self._arrived if isinstance(job, Job))]:
                 job.tell(Refused(503, "the server is going down" if self._stops else "the model's thread is dead"))
+        scheduler.close()
 
     def _take_in(self, scheduler: Scheduler, engine: Engine) -> None:
         """New jobs join; cancelled ones leave."""
         while self._arrived:
             job = self._arrived.popleft()
             if not isinstance(job, Job):
-                job(engine)
+                with unshared(engine.model):  # the other ranks do not hear of it
+                    job(engine)
                 continue
             if job.is_cancelled:
                 self._end(job)

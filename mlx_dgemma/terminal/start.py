@@ -10,6 +10,7 @@ from mlx_dgemma.terminal import signals
 from mlx_dgemma.terminal.cli import say
 
 if TYPE_CHECKING:
+    from mlx_dgemma.distributed.session import Session
     from mlx_dgemma.text.engine import Engine
 
 
@@ -41,6 +42,19 @@ def load_engine(model: str | None, dtype: str | None = None, *, wire: bool = Tru
         if warning is not None and not quiet:
             say(f"warning: {warning}")
     return engine
+
+
+def share(session: Session, engine: Engine, model: str | None, *, quiet: bool = False) -> None:
+    """Shares an engine's passes with the other ranks, and says how fast that is.
+
+    Raises:
+        DGemmaError: ranks that do not fit together.
+    """
+    speed = session.attach(engine, model)
+    if not quiet:
+        say(speed.line())
+    if (warning := speed.warning()) and session.is_first:
+        say(f"warning: {warning}")
 
 
 def remembering(engine: Engine, folder: str | None, tell: Callable[[str], None]) -> Engine:

@@ -117,6 +117,9 @@ class Scheduler:
             return self._go_on(self._paused.popleft())
         return []
 
+    def close(self) -> None:
+        """Nothing more will be asked for."""
+
     def _admit(self) -> None:
         """Begins texts that wait, as long as there are rows and memory for them."""
         new = []
