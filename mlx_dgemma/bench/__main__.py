@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.terminal.cli import Parser, exit_code
-from mlx_dgemma.terminal.options import add_model
+from mlx_dgemma.terminal.options import add_distributed, add_model, plan_of
 
 if TYPE_CHECKING:
     from mlx_dgemma.bench.images import ImageReport
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     about = "measure nothing: is the checkpoint sound, and computed rightly? exit code 1 if not"
     add("--check", action="store_true", help=about)
     add("--json", action="store_true", help="print one JSON object instead of a table")
+    add_distributed(parser)
     return parser
 
 
@@ -76,6 +77,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{option} must be below 2^31, got {value}")
     if args.image_tokens is not None and not 1 <= args.image_tokens <= MAX_TOKENS:
         parser.error(f"--image-tokens must be from 1 to {MAX_TOKENS}, got {args.image_tokens}")
+    args.plan = plan_of(parser, args)
+    if args.check and args.plan is not None:
+        parser.error("--check does not go with --distributed; leave one out")
     return args
 
 
@@ -85,12 +89,20 @@ def run(args: argparse.Namespace) -> int:
         return run_check(args)
     with signals.uninterrupted():  # late, so that --help answers at once
         from mlx_dgemma.bench.measure import Options, run_benchmark
+        from mlx_dgemma.distributed.session import only_first, together
 
     measured = args.prompt_length, args.steps, args.repeat, args.seed
     asked = Options(args.model, *measured, args.dtype, args.wire, args.image_tokens)
-    report = run_benchmark(asked)
-    print(json.dumps(asdict(report)) if args.json else table(report))
+    if args.plan is None:
+        _print(run_benchmark(asked), args)
+        return 0
+    with together(args.plan) as session, only_first(session):
+        _print(run_benchmark(asked, session), args)
     return 0
+
+
+def _print(report: "Report", args: argparse.Namespace) -> None:
+    print(json.dumps(asdict(report)) if args.json else table(report))
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -125,6 +137,7 @@ def table(report: "Report") -> str:
         ("runs on", f"{r.device} in {r.dtype}; measured: {machine}"),
         *((name, value) for name, value in r.environment.items()),
         ("prefill", _ms(1000 * r.prefill_seconds), prompt),
+        *((("ranks", r.ranks.line()),) if r.ranks is not None else ()),
         *_image(r.image),
         ("step", _ms(r.step_ms), f"{_floor(r.floor_ms)}, {r.percent_of_floor:.1f} % of the time taken"),
         ("  layers", _ms(r.layers_ms), _floor(r.layers_floor_ms)),

@@ -15,10 +15,12 @@ from mlx_dgemma.bench.rows import ActiveRows, RowSteps, active_rows, measure_row
 from mlx_dgemma.checkpoint.headers import by_target, read_headers
 from mlx_dgemma.checkpoint.loading import resolve
 from mlx_dgemma.diffusion.canvas import denoise_canvas
-from mlx_dgemma.diffusion.denoiser import ModelDenoiser
 from mlx_dgemma.diffusion.noise import SeededNoise
 from mlx_dgemma.diffusion.settings import GenerationConfig
-from mlx_dgemma.diffusion.vocabulary import Query, predict
+from mlx_dgemma.diffusion.shared import make_denoiser
+from mlx_dgemma.diffusion.vocabulary import Query
+from mlx_dgemma.distributed.session import Session
+from mlx_dgemma.distributed.speed import Speed
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import cpu, memory
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
@@ -59,6 +61,7 @@ class Report:
         image: an image of random pixels, seen and encoded; None if none was asked for.
         active_rows: steps that compute some rows of the canvas only, measured in turn.
         environment: what the figures depend on beside the checkpoint.
+        ranks: what sharing a step with other ranks takes and gains; None for one process alone.
     """
 
     model: str
@@ -87,6 +90,7 @@ class Report:
     image: ImageReport | None
     active_rows: tuple[ActiveRows, ...]
     environment: dict[str, str]
+    ranks: Speed | None = None
 
 
 @dataclass(frozen=True)
@@ -113,16 +117,18 @@ class Options:
     image_tokens: int | None = None
 
 
-def run_benchmark(options: Options) -> Report:
-    """Loads the model and measures."""
+def run_benchmark(options: Options, session: Session | None = None) -> Report:
+    """Loads the model and measures, alone or with other ranks."""
     folder = resolve(options.model)
-    model = load_engine(options.model, options.dtype, wire=options.wire).model
+    engine = load_engine(options.model, options.dtype, wire=options.wire)
+    model = engine.model
     config, dtype = model.config, model.embedding_scale.dtype
     if options.prompt_length + config.canvas_length > config.max_position_embeddings:
         limit = config.max_position_embeddings - config.canvas_length
         raise DGemmaError(
             f"a prompt of {options.prompt_length} tokens leaves no room for a canvas; take at most {limit}"
         )
+    speed = None if session is None else session.attach(engine, options.model)
     chip = machine.measure(dtype)
     widths = Widths.of(config, by_target(read_headers(folder)), 8 * dtype.size)
     stages = step_stages(config, widths, options.prompt_length)
@@ -151,7 +157,7 @@ def run_benchmark(options: Options) -> Report:
         layers_floor_ms=1000 * (floor - vocabulary_floor), vocabulary_floor_ms=1000 * vocabulary_floor,
         floor_ms=1000 * floor, percent_of_floor=100 * floor / step, image=image,
         active_rows=active_rows(config, widths, options.prompt_length, chip, rounds),
-        environment=environment(),
+        environment=environment(), ranks=speed,
     )  # fmt: skip
 
 
@@ -189,20 +195,20 @@ class _Bench:
 
     def rows(self) -> list[list[float]]:
         """Seconds of steps with fewer active rows, by round."""
-        steps = RowSteps(ModelDenoiser(self.model, self.cache), self.noise, self.shape[1])
+        steps = RowSteps(make_denoiser(self.model, self.cache), self.noise, self.shape[1])
         return measure_rows(steps, ROUNDS * self.options.repeat)
 
     def stages(self) -> list[tuple[float, float]]:
         """Seconds of the layers and of the vocabulary stage in the steps of a canvas, each evaluated by itself."""
-        denoiser, soft, seconds = ModelDenoiser(self.model, self.cache), None, []
+        denoiser, soft, seconds = make_denoiser(self.model, self.cache), None, []
         for _ in range(self.options.steps):
             canvas, query = self.noise.tokens(self.shape), Query(0.6, self.noise.uniform(self.shape), wants_soft=True)
             mx.eval(canvas, query.u)
             began = time.perf_counter()
-            hidden = self.model.denoise_hidden(canvas, [self.cache], soft)
+            hidden = denoiser.hidden(canvas, [self.cache], soft)
             memory.finish([hidden])
             between = time.perf_counter()
-            found = predict(hidden, denoiser.table, query)
+            found = denoiser.answer(hidden, query)
             soft = found.soft
             arrays = found.argmax, found.proposal, found.entropy, found.log_p, soft
             memory.finish([array for array in arrays if array is not None])
@@ -216,6 +222,6 @@ class _Bench:
         config = GenerationConfig(max_denoising_steps=steps, stability_threshold=steps)
         mx.clear_cache()
         mx.reset_peak_memory()
-        canvas = denoise_canvas(ModelDenoiser(self.model, self.cache), config, self.noise, self.shape)
+        canvas = denoise_canvas(make_denoiser(self.model, self.cache), config, self.noise, self.shape)
         times = [time.perf_counter() for _ in canvas]
         return [after - before for before, after in pairwise(times[:-1])], mx.get_peak_memory()
