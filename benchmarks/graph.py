@@ -22,15 +22,17 @@ VIEWS = {
     "Transpose", "Broadcast", "BroadcastAxes", "ExpandDims", "Squeeze", "Slice", "Split", "Flatten", "Unflatten",
     "AsStrided", "StopGradient", "Depends", "View", "NumberOfElements",
 }  # fmt: skip
+PRODUCTS = {"Matmul", "AddMM", "GatherMM", "QuantizedMatmul", "GatherQMM"}
 _MARK = 0x6D61726B  # first word of the constant behind a marker
 Place = tuple[Any, str]  # an object and the name of the function in it
 
 
 @dataclass
 class Work:
-    """Primitives by name, bytes read and bytes written."""
+    """Primitives by name, operations of matrix products by name (2 per multiply-add), bytes read and bytes written."""
 
     primitives: Counter = field(default_factory=Counter)
+    flops: Counter = field(default_factory=Counter)
     read: int = 0
     written: int = 0
 
@@ -127,6 +129,8 @@ class _Counter:
             if name in ("SliceUpdate", "ScatterAxis", "Scatter"):
                 read, written = read[1:], sum(read[1:])
             self.work.add(name, sum(read), written)
+            if name in PRODUCTS:
+                self.work.flops[name] += 2 * math.prod(outputs[0][1]) * inputs[0][1][-1]
 
     def _marker(self, primitive: str, number: int, inputs: list, outputs: list) -> None:
         """A marker is a constant, stretched to the right shape and type and at last tied to what the function reads."""

@@ -80,7 +80,7 @@ def _run(request: Request, options: Options, session: Session | None) -> int:
             share(session, engine, options.model, quiet=options.quiet)
         engine = _remembering(engine, options, progress)
         if options.many is not None:
-            return _many(engine, options.many, options, progress)
+            return _many(engine, options.many, options, progress, session)
         prepared = engine.prepare(request)  # what cannot be done is told before what will not be right
         if session is not None:
             session.compare(prepared)
@@ -233,12 +233,16 @@ def _samples(engine: Engine, request: Request, options: Options, progress: Progr
     return 0
 
 
-def _many(engine: Engine, many: Many, options: Options, progress: ProgressLine) -> int:
+def _many(
+    engine: Engine, many: Many, options: Options, progress: ProgressLine, session: Session | None
+) -> int:  # fmt: skip
     """Writes a line of JSON for each of many prompts, as they finish; those that cannot be answered are told."""
     from mlx_dgemma.text.events import TextCanvas, collect
 
     answers = Answers(many.output, engine.checkpoint)
     left = answers.open(many.asked, resume=many.resume)
+    if session is not None:
+        left = [many.asked[number] for number in session.from_first([many.asked.index(own) for own in left])]
     total, done, failed = len(many.asked), len(many.asked) - len(left), 0
     canvases: dict[int, list[TextCanvas]] = {}
     try:

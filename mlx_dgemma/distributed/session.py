@@ -57,6 +57,11 @@ class Session:
         engine.model.share = shared
         return speed
 
+    def from_first(self, numbers: list[int]) -> list[int]:
+        """The first rank's numbers."""
+        found: list[int] = self.exchange.objects(numbers)[0]
+        return found
+
     def compare(self, run: Run) -> None:
         """Checks that all ranks were asked the same.
 

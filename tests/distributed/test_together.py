@@ -90,3 +90,25 @@ def test_shares_that_are_none(shares, tmp_path):
     for ended in run_ranks(2, [*GENERATE, "--quiet", "--shares", shares, "roman 7"], tmp_path):
         assert ended.code in (1, 2) and ended.err.startswith("error: ") and "shares" in ended.err
         assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_many_prompts_and_where_they_are_gone_on_with(tmp_path):
+    """The first rank knows what is there already."""
+    asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    asked.write_text("".join(json.dumps(f"roman {n}") + "\n" for n in (1994, 2024)))
+    command = [*GENERATE, "--quiet", "--prompts", str(asked), "--output", str(answers)]
+    one, _ = run_ranks(2, command, tmp_path)
+    assert one.code == 0, one.err
+    asked.write_text("".join(json.dumps(f"roman {n}") + "\n" for n in (1994, 2024, 3888)))
+    one, other = run_ranks(2, [*command, "--resume"], tmp_path)
+    assert (one.code, other.code) == (0, 0), one.err + other.err
+    texts = [json.loads(line)["text"] for line in answers.read_text().splitlines()]
+    assert sorted(texts) == sorted(["MCMXCIV", "MMXXIV", "MMMDCCCLXXXVIII"])
+
+
+def test_a_step_that_is_shared_can_be_measured(tmp_path):
+    command = ["-m", "mlx_dgemma.bench", "--distributed", "--repeat", "1", "--steps", "3", "--json"]
+    one, other = run_ranks(2, command, tmp_path)
+    assert (one.code, other.code, other.out) == (0, 0, ""), one.err + other.err
+    report = json.loads(one.out)
+    assert len(report["ranks"]["alone"]) == 2 and report["ranks"]["shared"] > 0 < report["step_ms"]
