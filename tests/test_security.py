@@ -21,7 +21,7 @@ MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "she
 CALLS = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
 LOADERS = {"torch.load", "np.load", "numpy.load", "mx.load", "pickle.load", "pickle.loads", "np.fromfile", "os.system"}
 TRAINS = ROOT / "mlx_dgemma" / "demo" / "training.py"  # it needs torch, and reads no file with it
-TRAINING = ("training", "batches", "optimizer", "evaluate", "train")
+TRAINING = ("training", "workers", "batches", "optimizer", "evaluate", "train")
 
 
 def dotted(node: ast.expr) -> str:

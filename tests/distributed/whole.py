@@ -31,7 +31,7 @@ def settings(**fields) -> GenerationConfig:
 REQUESTS = {
     "several canvases": Request("count 18 to 50", seed=3, settings=settings()),
     "a long prompt in chunks": Request(LONG, seed=1, settings=settings(max_denoising_steps=4)),
-    "a cutoff": Request("count 18 to 50", seed=3, settings=settings(soft_embedding_cutoff=9.0)),
+    "a cutoff": Request("sudoku " + "." * 16, seed=3, settings=settings(soft_embedding_cutoff=5.0)),
     "settling": Request(SUDOKU, seed=5, settings=settings(fast=True, max_denoising_steps=24)),
     "a diet": Request(SUDOKU, seed=5, settings=settings(settling=Settling(walk_every=3), max_denoising_steps=24)),
     "short canvases": Request("spell 7", seed=5, settings=settings(settling=Settling(start=0.25, crop=0.25))),
