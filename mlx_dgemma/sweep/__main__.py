@@ -18,6 +18,7 @@ from mlx_dgemma.sweep.grid import FIELDS, Grid, Settings, parse_grid, text_of
 from mlx_dgemma.sweep.paired import compare, comparison_table
 from mlx_dgemma.sweep.plugins import settings_of
 from mlx_dgemma.sweep.questions import QUESTIONS, Question, draw_questions, read_pairs
+from mlx_dgemma.sweep.shards import Shard, described, merge, part, write
 from mlx_dgemma.sweep.show import show, show_table
 from mlx_dgemma.sweep.summary import summarise
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
@@ -51,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     again.add_argument("--force", action="store_true", help="start over, replacing the output")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--shard", metavar="R/N", help="ask only part R of N of the questions, as one of N machines")
+    about = "ask nothing: put together what the same command wrote with --shard, all parts"
+    parts.add_argument("--merge", nargs="+", type=Path, metavar="F", help=about)
     return parser
 
 
@@ -91,6 +96,9 @@ def check_usage(args: argparse.Namespace) -> Grid:
         raise DGemmaError(f"--margin must be between 0 and 100 points, got {args.margin}")
     if args.max_tokens is not None and "max_new_tokens" in grid.axes:
         raise DGemmaError("--max-tokens and --set max_new_tokens exclude each other")
+    args.shard = None if args.shard is None else Shard.of(args.shard)
+    if args.merge is not None and args.resume:
+        raise DGemmaError("--merge has nothing to resume; leave one out")
     settings_of(_base(args))
     return grid
 
@@ -100,12 +108,15 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
     if args.plot is not None:
         frontier.check_plot(args.plot)
     check_output(args.output, resume=args.resume, force=args.force)
-    plan = plan_trials(grid, questions(args))
-    description = describe(args, grid)
-    rows, nbytes = journal.read_back(args.output, grid, plan, description) if args.resume else ([], 0)
-    if len(rows) == len(plan):
-        journal.go_on(args.output, nbytes).close()  # without what a kill left behind the last row
-    finished = len(rows) == len(plan) or carry_out(args, grid, plan, description, rows, nbytes)
+    plan = part(plan_trials(grid, questions(args)), args.shard)
+    if not plan:
+        raise DGemmaError(f"--shard {args.shard} has no question; take fewer parts")
+    description = described(describe(args, grid), args.shard)
+    if args.merge is not None:
+        rows, finished = merge(args.merge, grid, plan, description), True
+        write(args.output, grid, rows, description)
+    else:
+        rows, finished = ask_all(args, grid, plan, description)
     lines = summarise(rows, grid)
     show(lines, grid, title(args, grid))
     compared = compare(rows, grid) if len(grid.points()) > 1 else []
@@ -121,6 +132,17 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
         frontier.plot(lines, grid, title(args, grid), args.plot)
         say(f"plot: {args.plot}")
     return 0
+
+
+def ask_all(
+    args: argparse.Namespace, grid: Grid, plan: list[Trial], description: dict[str, Any]
+) -> tuple[list[Row], bool]:  # fmt: skip
+    """The rows of a run, which goes on with --resume; and whether it came to the end."""
+    rows, nbytes = journal.read_back(args.output, grid, plan, description) if args.resume else ([], 0)
+    if len(rows) == len(plan):
+        journal.go_on(args.output, nbytes).close()  # without what a kill left behind the last row
+        return rows, True
+    return rows, carry_out(args, grid, plan, description, rows, nbytes)
 
 
 def questions(args: argparse.Namespace) -> list[Question]:
