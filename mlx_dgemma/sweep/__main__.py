@@ -1,5 +1,7 @@
 """Command line: the table on stdout, all else on stderr; exit 0, 1 (failed or interrupted), 2 (bad usage)."""
 
+from __future__ import annotations
+
 from mlx_dgemma.terminal import signals
 
 if __name__ == "__main__":
@@ -8,7 +10,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_dgemma.checkpoint.headers import sha256
 from mlx_dgemma.errors import DGemmaError
@@ -24,7 +26,11 @@ from mlx_dgemma.sweep.summary import summarise
 from mlx_dgemma.sweep.trials import Row, Trial, plan_trials
 from mlx_dgemma.tasks.embedded import MAX_NEW_TOKENS, ROWS
 from mlx_dgemma.terminal.cli import Parser, exit_code, say
-from mlx_dgemma.terminal.options import add_model
+from mlx_dgemma.terminal.options import add_distributed, add_model, plan_of
+
+if TYPE_CHECKING:
+    from mlx_dgemma.distributed.session import Session
+    from mlx_dgemma.sweep.runner import Runner
 
 N = 100
 
@@ -52,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     again.add_argument("--force", action="store_true", help="start over, replacing the output")
+    add_distributed(parser)
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--shard", metavar="R/N", help="ask only part R of N of the questions, as one of N machines")
     about = "ask nothing: put together what the same command wrote with --shard, all parts"
@@ -69,6 +76,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Grid]:
     """The options, checked, and the grid."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    args.plan = plan_of(parser, args)
     try:
         return args, check_usage(args)
     except DGemmaError as error:
@@ -104,6 +112,45 @@ def check_usage(args: argparse.Namespace) -> Grid:
 
 
 def run(args: argparse.Namespace, grid: Grid) -> int:
+    """Alone, or with other ranks; the exit code."""
+    if args.plan is None or args.merge is not None:
+        return _run(args, grid, None)
+    with signals.uninterrupted():
+        from mlx_dgemma.distributed.session import only_first, together
+    with together(args.plan) as session, only_first(session):
+        work = _run if session is None or session.is_first else _work_along
+        code = work(args, grid, session)
+        if session is not None:
+            session.code = code
+    return code
+
+
+def _work_along(args: argparse.Namespace, grid: Grid, session: Session | None) -> int:
+    """Any rank but the first: the same generations, of which it keeps nothing."""
+    plan = part(plan_trials(grid, questions(args)), args.shard)
+    assert session is not None  # there is a first one
+    (done,) = session.from_first([0])
+    if done < len(plan):
+        runner = _runner(args, session)
+        for _ in runner.rows(plan[done:]):
+            signals.check()
+    return 0
+
+
+def _runner(args: argparse.Namespace, session: Session | None) -> Runner:
+    """What asks, with the engine loaded, and shared if there are other ranks."""
+    # late: MLX is not needed for --help, a mistyped option, or the table of a finished run
+    from mlx_dgemma.terminal.start import load_engine, share
+
+    engine = load_engine(args.model, args.dtype, wire=args.wire)
+    if session is not None:
+        share(session, engine, args.model)
+    with signals.uninterrupted():
+        from mlx_dgemma.sweep.runner import Runner
+    return Runner(engine, _base(args), args.seed)
+
+
+def _run(args: argparse.Namespace, grid: Grid, session: Session | None) -> int:
     """Everything that can fail early, then the generations, then the table and the plot."""
     if args.plot is not None:
         frontier.check_plot(args.plot)
@@ -116,7 +163,7 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
         rows, finished = merge(args.merge, grid, plan, description), True
         write(args.output, grid, rows, description)
     else:
-        rows, finished = ask_all(args, grid, plan, description)
+        rows, finished = ask_all(args, grid, plan, description, session)
     lines = summarise(rows, grid)
     show(lines, grid, title(args, grid))
     compared = compare(rows, grid) if len(grid.points()) > 1 else []
@@ -135,14 +182,16 @@ def run(args: argparse.Namespace, grid: Grid) -> int:
 
 
 def ask_all(
-    args: argparse.Namespace, grid: Grid, plan: list[Trial], description: dict[str, Any]
+    args: argparse.Namespace, grid: Grid, plan: list[Trial], description: dict[str, Any], session: Session | None
 ) -> tuple[list[Row], bool]:  # fmt: skip
     """The rows of a run, which goes on with --resume; and whether it came to the end."""
     rows, nbytes = journal.read_back(args.output, grid, plan, description) if args.resume else ([], 0)
+    if session is not None:
+        session.from_first([len(rows)])  # which the others wait for
     if len(rows) == len(plan):
         journal.go_on(args.output, nbytes).close()  # without what a kill left behind the last row
         return rows, True
-    return rows, carry_out(args, grid, plan, description, rows, nbytes)
+    return rows, carry_out(args, grid, plan, description, (rows, nbytes), session)
 
 
 def questions(args: argparse.Namespace) -> list[Question]:
@@ -171,18 +220,14 @@ def describe(args: argparse.Namespace, grid: Grid) -> dict[str, Any]:
 
 
 def carry_out(
-    args: argparse.Namespace, grid: Grid, plan: list[Trial], description: dict[str, Any], rows: list[Row], nbytes: int
-) -> bool:
-    """Appends to `rows`, and to the CSV, what the plan has beyond them; whether it came to the end."""
-    # late: MLX is not needed for --help, a mistyped option, or the table of a finished run
-    from mlx_dgemma.terminal.start import load_engine
-
-    engine = load_engine(args.model, args.dtype, wire=args.wire)
+    args: argparse.Namespace, grid: Grid, plan: list[Trial], description: dict[str, Any],
+    known: tuple[list[Row], int], session: Session | None,
+) -> bool:  # fmt: skip
+    """Appends to the known rows, and to the CSV behind their bytes, what the plan has beyond them; whether all."""
+    rows, nbytes = known
+    runner, left = _runner(args, session), plan[len(rows) :]
     with signals.uninterrupted():
         from mlx_dgemma.sweep.progress import progress
-        from mlx_dgemma.sweep.runner import Runner
-
-    runner, left = Runner(engine, _base(args), args.seed), plan[len(rows) :]
     runner.check(left)
     with signals.uninterrupted():
         file = journal.go_on(args.output, nbytes) if nbytes else journal.begin(args.output, grid, description)

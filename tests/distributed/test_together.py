@@ -112,3 +112,17 @@ def test_a_step_that_is_shared_can_be_measured(tmp_path):
     assert (one.code, other.code, other.out) == (0, 0, ""), one.err + other.err
     report = json.loads(one.out)
     assert len(report["ranks"]["alone"]) == 2 and report["ranks"]["shared"] > 0 < report["step_ms"]
+
+
+def test_a_sweep_that_is_gone_on_with(tmp_path):
+    output = tmp_path / "o.csv"
+    command = ["-m", "mlx_dgemma.sweep", "--distributed", "--set", "max_denoising_steps=4,8", "--tasks", "roman"]
+    command += ["--n", "3", "--output", str(output)]
+    one, other = run_ranks(2, command, tmp_path)
+    assert (one.code, other.code, other.out, other.err) == (0, 0, "", ""), one.err
+    whole = output.read_text()
+    output.write_text("".join(whole.splitlines(keepends=True)[:4]))
+    one, other = run_ranks(2, [*command, "--resume"], tmp_path)
+    assert (one.code, other.code) == (0, 0) and len(output.read_text().splitlines()) == len(whole.splitlines())
+    one, other = run_ranks(2, [*command, "--resume"], tmp_path)  # there is nothing left to do
+    assert (one.code, other.code) == (0, 0) and "6 generations" in one.err
