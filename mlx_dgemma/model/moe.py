@@ -30,7 +30,8 @@ class Router(nn.Module):
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
         x = mx.fast.rms_norm(x, self.scale * self.root_size if self._weight is None else self._weight, self.eps)
         scores = self.proj(x).astype(mx.float32)  # (…, E)
-        chosen = mx.argpartition(scores, -self.top_k, axis=-1)[..., -self.top_k :]  # (…, K)
+        # (…, K); which ones is no matter of gradients, and a gather has none with respect to its indices
+        chosen = mx.stop_gradient(mx.argpartition(scores, -self.top_k, axis=-1)[..., -self.top_k :])
         # softmax over all experts, renormalised over the chosen ones, is softmax over the chosen ones
         weights = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1, precise=True)
         return weights * self.per_expert_scale[chosen], chosen

@@ -1,0 +1,1 @@
+"""Fine-tuning with the objective that the model was made with."""
