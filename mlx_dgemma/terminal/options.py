@@ -32,7 +32,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_distributed(parser: argparse.ArgumentParser) -> None:
     """Whether several processes write together."""
     add = parser.add_argument_group("several machines (see docs/distributed.md)").add_argument
-    about = "share each denoising step among the ranks that mlx.launch starts, position by position (canvas, the default)"
+    about = "share each denoising step among the ranks that mlx.launch starts, by positions (canvas, the default)"
     add("--distributed", nargs="?", const=MODES[0], choices=MODES, metavar="HOW", help=about)
     about = "how much each rank takes, 3,1 say, or measured (default: all alike)"
     add("--shares", metavar="N,N", help=about)
