@@ -355,7 +355,7 @@ def test_a_cutoff_makes_sure_positions_sparse_from_the_second_step_on(monkeypatc
     from mlx_dgemma import load, stream_generate
 
     queries, predict = [], passes.predict
-    monkeypatch.setattr(passes, "predict", lambda h, t, query: queries.append(query) or predict(h, t, query))
+    monkeypatch.setattr(passes, "predict", lambda h, t, q, block: queries.append(q) or predict(h, t, q, block))
     model, tokenizer = load()
     texts = []
     for cutoff in (None, 10.0):
