@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from mlx_dgemma.checkpoint.eyes import apart, find_eyes
 from mlx_dgemma.checkpoint.headers import TensorInfo, by_target, read_headers, sha256, shard_files
+from mlx_dgemma.checkpoint.parts import fill_part
 from mlx_dgemma.checkpoint.pieces import SENTENCEPIECE, SentencePieceTokenizer
 from mlx_dgemma.checkpoint.tokenizer import JSON, FastTokenizer
 from mlx_dgemma.checkpoint.weights import FLOATS, check_dtype, check_tensors, fill, quantize
@@ -19,10 +20,13 @@ from mlx_dgemma.files import read_file
 from mlx_dgemma.model import cpu, memory, selfcheck
 from mlx_dgemma.model.attention import Attention
 from mlx_dgemma.model.config import ModelConfig
+from mlx_dgemma.model.cut import cuts
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
 from mlx_dgemma.model.layers import GatedMLP
 from mlx_dgemma.model.moe import Router
+from mlx_dgemma.model.ranks import Ranks
 from mlx_dgemma.model.scores import IMAGE_MASKS
+from mlx_dgemma.model.tensor import TensorModel, units_of
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -36,6 +40,7 @@ def load(
     image_mask: str = "reference",
     revision: str | None = None,
     verify: bool = False,
+    ranks: Ranks | None = None,
 ) -> tuple[DiffusionGemma, FastTokenizer | SentencePieceTokenizer | None]:
     """Loads a DiffusionGemma checkpoint.
 
@@ -48,13 +53,14 @@ def load(
             transformers' DiffusionGemma; or "google", on sliding layers within the window, as in Google's JAX.
         revision: branch, tag or commit of a hub repository.
         verify: compare the files with the SHA-256 sums that the converter noted in convert.json.
+        ranks: among which the weights are cut (`model.tensor`), all of which load; None keeps them whole.
 
     Returns:
         The model, and its tokenizer or None if the folder has no tokenizer files.
 
     Raises:
         DGemmaError: no checkpoint there, one of another kind, or a missing, misshapen or cut-off tensor; an unknown
-            mask.
+            mask; as many ranks as the weights cannot be cut for.
     """
     if image_mask not in IMAGE_MASKS:
         raise DGemmaError(f"image_mask is {image_mask!r}; choose {' or '.join(IMAGE_MASKS)}")
@@ -63,7 +69,7 @@ def load(
     if verify:
         check_sums(folder)
     with memory.explained():
-        model = load_model(folder, config, dtype, vision_dtype=vision_dtype)
+        model = load_model(folder, config, dtype, vision_dtype=vision_dtype, ranks=ranks)
         if config.images_both_ways:
             model.image_mask = IMAGE_MASKS[image_mask]
         return model, load_tokenizer(folder)
@@ -119,19 +125,25 @@ def _download(repo: str, revision: str | None) -> Path:
 
 def load_model(
     folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None, *, fuse: bool = True,
-    vision_dtype: mx.Dtype = mx.float32,
+    vision_dtype: mx.Dtype = mx.float32, ranks: Ranks | None = None,
 ) -> DiffusionGemma:  # fmt: skip
     """Builds the model and fills in its weights, one tensor in memory beyond those already loaded.
 
     With `fuse` matrices that read the same input become one, which is faster; without it parameters keep the
-    checkpoint's names. The vision tower's weights stay on the disk (`checkpoint.eyes`).
+    checkpoint's names. The vision tower's weights stay on the disk (`checkpoint.eyes`). With `ranks` it is one rank's
+    part of the model.
     """
     sources, vision = apart(by_target(read_headers(folder)))
-    model = build_model(config, set(sources))
-    check_tensors(sources, model.tensors())
+    whole = build_model(config, set(sources))
+    check_tensors(sources, whole.tensors())
+    model = whole if ranks is None else build_part(whole, set(sources), ranks)
     dtype, vision_dtype = _choose_dtype(dtype, sources["model.decoder.norm.weight"]), check_dtype(vision_dtype)
     model.eyes, model.no_eyes = find_eyes(folder, config, vision, dtype, vision_dtype)
-    fill(model, sources, dtype)
+    if isinstance(model, TensorModel):
+        fill_part(model, sources, dtype)
+        model.compare_sizes()
+    else:
+        fill(model, sources, dtype)
     for module in model.modules() if fuse else ():
         if isinstance(module, Attention | GatedMLP | Router):
             module.fuse()
@@ -149,6 +161,17 @@ def build_model(config: ModelConfig, names: Collection[str] = ()) -> DiffusionGe
         raise DGemmaError(f"config.json: no arrays have its sizes ({first_line(error)}); download it again") from None
     quantize(model, config.quantization, names)
     return model
+
+
+def build_part(whole: DiffusionGemma, names: Collection[str], ranks: Ranks) -> TensorModel:
+    """One rank's part of a module tree without weights, without weights.
+
+    Raises:
+        DGemmaError: as many ranks as it cannot be cut for.
+    """
+    part = TensorModel(cuts(whole.config, units_of(whole), ranks.size)[ranks.rank], ranks)
+    quantize(part, whole.config.quantization, names)
+    return part
 
 
 def _choose_dtype(dtype: mx.Dtype | None, norm: TensorInfo) -> mx.Dtype:

@@ -159,7 +159,7 @@ def _answer_all(shared: Sequence[Forward[mx.array]]) -> None:
         shared[0].advance()
         return
     # exchanges between ranks have one order, so that these use one lane
-    is_alone = cast(ModelDenoiser, shared[0].denoiser).model.share is None
+    is_alone = cast(ModelDenoiser, shared[0].denoiser).model.ranks is None
     lanes = cpu.lanes() if len(shared) >= LANES_FROM and is_alone else cpu.lanes()[:1]
     share = -(-len(shared) // len(lanes))
     for lane, start in zip(lanes, range(0, len(shared), share), strict=False):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from mlx_dgemma.diffusion.vocabulary import Alternatives
+from mlx_dgemma.diffusion.alternatives import Alternatives
 from mlx_dgemma.diffusion.work import Work
 
 

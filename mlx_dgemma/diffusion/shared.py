@@ -12,15 +12,20 @@ import numpy as np
 
 from mlx_dgemma.diffusion.denoiser import Event, Forward, ModelDenoiser, Pause
 from mlx_dgemma.diffusion.diet import Shortlist
+from mlx_dgemma.diffusion.rows import RowsDenoiser
 from mlx_dgemma.diffusion.vocabulary import GROUP, Prediction, Query, SoftRows, mixed_ids
 from mlx_dgemma.model import host
 from mlx_dgemma.model.cache import PrefixCache, Slots
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
+from mlx_dgemma.model.ranks import Ranks
 from mlx_dgemma.model.share import Part, Share
+from mlx_dgemma.model.tensor import TensorModel
 
 
 def make_denoiser(model: DiffusionGemma, cache: PrefixCache) -> ModelDenoiser:
     """The model over a prefix, alone or with those that share its passes."""
+    if isinstance(model, TensorModel):
+        return RowsDenoiser(model, cache)
     return ModelDenoiser(model, cache) if model.share is None else SharedDenoiser(model, cache, model.share)
 
 
@@ -34,17 +39,17 @@ def unshared(model: DiffusionGemma) -> Iterator[None]:
         model.share = share
 
 
-def in_step(events: Generator[Pause | Event, None, None], share: Share) -> Generator[Pause | Event, None, None]:
+def in_step(events: Generator[Pause | Event, None, None], ranks: Ranks) -> Generator[Pause | Event, None, None]:
     """A generator on every rank, of which none goes on to work that all share unless all do; closed on one, it ends on
     the others by an error."""
     with closing(events):
         for event in events:
             if isinstance(event, Pause) and not (isinstance(event, Forward) and event.query is None):
-                share.go_on()
+                ranks.go_on()
             try:
                 yield event
             except GeneratorExit:
-                share.stop()
+                ranks.stop()
                 raise
 
 

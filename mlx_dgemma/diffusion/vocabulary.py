@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma.diffusion import sampling
+from mlx_dgemma.diffusion.alternatives import Alternatives, likeliest, ranked
 from mlx_dgemma.diffusion.table import EmbeddingTable
 from mlx_dgemma.model import fused
 
@@ -31,7 +32,6 @@ GROUP = 16  # ids that share one probability mass, the level between block and i
 KEPT = 4  # groups that a sparse row's soft embedding is made from
 DENSE_ROWS = 16  # the number of dense rows is a multiple of this, so that few sizes of buffers occur
 _LOWEST = mx.array(-mx.inf)
-Alternatives = tuple[mx.array, mx.array]  # ids and log-probabilities
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,29 @@ class Block:
     likely: tuple[mx.array, ...]  # the likeliest ids and their logits, (B, C, K) both; () if nobody asked
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What all blocks come to, relative to exp(maximum); (B, C, 1) where nothing else is said."""
+
+    maximum: mx.array  # the highest score
+    best: mx.array  # the highest logit
+    argmax: mx.array  # its id, the smallest one on a tie
+    total: mx.array  # Σ p
+    weighted: mx.array  # Σ p · (score − maximum)
+    totals: mx.array  # Σ p of each block, (B, C, blocks)
+    masses: mx.array  # Σ p of each group of ids, relative to exp of its block's maximum, (B, C, blocks, N)
+    maxima: mx.array  # which these are, (B, C, blocks)
+
+
 def predict(hidden: mx.array, table: EmbeddingTable, query: Query, block: int | None = None) -> Prediction:
     """One walk over the vocabulary for hidden states (B, C, H); see the module's description."""
+    return _conclude(hidden, table, query, *walk(hidden, table, query, block))
+
+
+def walk(
+    hidden: mx.array, table: EmbeddingTable, query: Query, block: int | None = None
+) -> tuple[list[Block], mx.array | None]:
+    """Reads the table block by block, so many ids at a time; what they leave, and Σ p · embedding of the dense rows."""
     width = -(-(block or BLOCK) // GROUP) * GROUP
     temperature, x = mx.array(query.temperature, mx.float32), hidden
     blocks: list[Block] = []
@@ -133,30 +154,38 @@ def predict(hidden: mx.array, table: EmbeddingTable, query: Query, block: int | 
             mixed = table.mix(_picked(p, dense), start, stop)
             bounds = [_picked(m, dense) for m in (blocks[-1].maximum, maximum)] if blocks else []
             soft = fused.add_rescaled(soft, *bounds, mixed) if blocks else mixed
-        likely = _likeliest(logits, query.alternatives, start)
+        likely = likeliest(logits, query.alternatives, start)
         blocks.append(Block(maximum, best, ids, weighted.sum(axis=-1, keepdims=True), _group_masses(p, width), likely))
         # the next block waits for all that this one is needed for, or its arrays would stay alive beside the next one's
         needed = [blocks[-1].weighted, blocks[-1].masses, *likely]
         x = mx.depends([hidden], needed if soft is None else [*needed, soft])[0]
-    return _conclude(hidden, table, query, blocks, soft)
+    return blocks, soft
+
+
+def sums_of(blocks: list[Block]) -> Sums:
+    """What they come to."""
+    maximum, maxima, best = blocks[-1].maximum, _joined([b.maximum for b in blocks]), _joined([b.best for b in blocks])
+    masses = mx.stack([b.masses for b in blocks], axis=2)  # (B, C, blocks, N)
+    totals, weighted = fused.rescale(masses.sum(axis=-1), _joined([b.weighted for b in blocks]), maxima, maximum)
+    which = best.argmax(axis=-1, keepdims=True)
+    ids = mx.take_along_axis(_joined([b.argmax for b in blocks]), which, axis=-1) + which * masses.shape[-1] * GROUP
+    best, ids = mx.take_along_axis(best, which, axis=-1), ids.astype(mx.int32)
+    total, weighted = totals.sum(axis=-1, keepdims=True), weighted.sum(axis=-1, keepdims=True)
+    return Sums(maximum, best, ids, total, weighted, totals, masses, maxima)
 
 
 def _conclude(
     hidden: mx.array, table: EmbeddingTable, query: Query, blocks: list[Block], soft: mx.array | None
 ) -> Prediction:
     """What follows from all blocks; `soft` is the sum over ids, of the dense rows (R, H) if some are sparse."""
-    maximum, temperature = blocks[-1].maximum, mx.array(query.temperature, mx.float32)
-    masses = mx.stack([b.masses for b in blocks], axis=2)  # (B, C, blocks, N)
-    width, own = masses.shape[-1] * GROUP, _joined([b.maximum for b in blocks])
-    totals, weighted = fused.rescale(masses.sum(axis=-1), _joined([b.weighted for b in blocks]), own, maximum)
-    total = totals.sum(axis=-1, keepdims=True)
-    entropy = fused.entropy(total, weighted.sum(axis=-1, keepdims=True)).squeeze(-1)
-    which = _joined([b.best for b in blocks]).argmax(axis=-1, keepdims=True)  # the smallest id on a tie
-    argmax = mx.take_along_axis(_joined([b.argmax for b in blocks]), which, axis=-1) + which * width
-    argmax = argmax.squeeze(-1).astype(mx.int32)
+    sums, temperature = sums_of(blocks), mx.array(query.temperature, mx.float32)
+    maximum, total, argmax = sums.maximum, sums.total, sums.argmax.squeeze(-1)
+    entropy = fused.entropy(total, sums.weighted).squeeze(-1)
     log_p = -mx.log(total).squeeze(-1)  # sums are relative to the exponential of the argmax's score
     relative_to, groups, heaviest = (maximum, temperature), None, None
-    final = (masses * mx.exp(own - maximum)[..., None]).flatten(2)  # (B, C, groups), the likeliest id has 1
+    final = (sums.masses * mx.exp(sums.maxima - maximum)[..., None]).flatten(
+        2
+    )  # (B, C, groups), the likeliest id has 1
     if query.keep:
         heaviest = _heaviest(final, query.keep, total)
     if query.cutoff is not None:
@@ -167,10 +196,11 @@ def _conclude(
         soft = fused.normalized(soft, total, table.scale)
     proposal = argmax
     if query.u is not None:
-        index, u = descend(totals, query.u[..., None])
-        group, u = descend(mx.take_along_axis(masses, index[..., None], axis=2).squeeze(2), u)
-        proposal = _draw(hidden, table, index * width + group * GROUP, u, relative_to)
-    alternatives = _alternatives(table, query.alternatives, blocks, total, relative_to)
+        proposal = draw(hidden, table, sums, query.u[..., None], temperature)
+    alternatives = None
+    if query.alternatives:
+        ids, logits = (_joined([block.likely[i] for block in blocks]) for i in (0, 1))
+        alternatives = ranked(ids, logits, query.alternatives, table.cap, temperature, (maximum, total))
     scored, mixed = argmax.size * table.size, mixed_ids(query, argmax.size, table.size)
     return Prediction(argmax, proposal, entropy, log_p, soft, groups, alternatives, scored, mixed, heaviest)
 
@@ -190,29 +220,6 @@ def mixed_ids(query: Query, positions: int, vocabulary: int) -> int:
     if query.rows is None:
         return positions * vocabulary
     return query.rows.dense * vocabulary + (positions - query.rows.dense) * min(KEPT * GROUP, vocabulary)
-
-
-def _likeliest(logits: mx.array, count: int, first: int) -> tuple[mx.array, ...]:
-    """The likeliest ids of a block that begins at id `first`, and their logits, in any order."""
-    if not count:
-        return ()
-    count = min(count, logits.shape[-1])
-    places = mx.argpartition(logits, -count, axis=-1)[..., -count:]
-    return places + first, mx.take_along_axis(logits, places, axis=-1)
-
-
-def _alternatives(
-    table: EmbeddingTable, count: int, blocks: list[Block], total: mx.array, relative_to: tuple[mx.array, mx.array]
-) -> Alternatives | None:
-    """The likeliest ids of all blocks, likeliest first."""
-    if not count:
-        return None
-    ids, logits = (_joined([block.likely[i] for block in blocks]) for i in (0, 1))
-    order = mx.argsort(-logits, axis=-1)[..., :count]
-    ids, logits = (mx.take_along_axis(own, order, axis=-1) for own in (ids, logits))
-    maximum, temperature = relative_to
-    scores = fused.tempered_max(logits, _LOWEST, table.cap, temperature)
-    return ids, scores - maximum - mx.log(total)
 
 
 def _with_sparse_rows(
@@ -254,15 +261,16 @@ def _group_masses(p: mx.array, width: int) -> mx.array:
     return mx.unflatten(p, -1, (-1, GROUP)).sum(axis=-1)
 
 
-def _draw(
-    hidden: mx.array, table: EmbeddingTable, first: mx.array, u: mx.array, relative_to: tuple[mx.array, mx.array]
-) -> mx.array:
-    """The id (B, C) that u falls into in the group of ids that begins at `first`, (B, C, 1) both."""
-    maximum, temperature = relative_to
+def draw(hidden: mx.array, table: EmbeddingTable, sums: Sums, u: mx.array, temperature: mx.array) -> mx.array:
+    """The id (B, C) that u (B, C, 1) falls into: its block, its group of ids in that, and the id."""
+    index, u = descend(sums.totals, u)
+    group, u = descend(mx.take_along_axis(sums.masses, index[..., None], axis=2).squeeze(2), u)
+    first = (index * sums.masses.shape[-1] + group) * GROUP
     ids = first + mx.arange(GROUP)  # (B, C, G)
     rows = table.rows(mx.minimum(ids, table.size - 1), hidden.dtype)  # (B, C, G, H)
     logits = (rows @ hidden[..., None]).squeeze(-1)
-    p = fused.tempered_exp_below(logits, maximum, table.cap, temperature, ids, mx.array(table.size, ids.dtype))
+    size = mx.array(table.size, ids.dtype)
+    p = fused.tempered_exp_below(logits, sums.maximum, table.cap, temperature, ids, size)
     inside, _ = descend(p, u)
     return (first + inside).squeeze(-1).astype(mx.int32)
 

@@ -17,6 +17,7 @@ from mlx_dgemma.model.cache import PrefixCache, Slots
 from mlx_dgemma.model.config import LayerConfig, ModelConfig
 from mlx_dgemma.model.layers import GatedMLP, rms_norm, softcap, tensors
 from mlx_dgemma.model.moe import Experts, Router
+from mlx_dgemma.model.ranks import Ranks
 from mlx_dgemma.model.scores import Attend, attend_all, attend_causally, attend_image
 from mlx_dgemma.model.share import Part, Share, up_to
 from mlx_dgemma.model.vision import Eyes
@@ -45,14 +46,19 @@ class Layer(nn.Module):
         self, x: mx.array, places: Sequence[Place], scalar: mx.array, gather: Gather | None = None
     ) -> mx.array:  # fmt: skip
         """x (B, T, H) -> (B, T, H); `gather` as in `Attention`."""
-        h = self.self_attn(self.input_layernorm(x), places, gather)
+        (h,) = self._whole(self.self_attn(self.input_layernorm(x), places, gather))
         residual = x + self.post_attention_layernorm(h)
-        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(residual)))
         weights, chosen = self.router(residual)  # the router reads the raw residual stream
+        dense = self.mlp(self.pre_feedforward_layernorm(residual))
         sparse = self.experts(self.pre_feedforward_layernorm_2(residual), weights, chosen)
-        sparse = self.post_feedforward_layernorm_2(sparse)
+        dense, sparse = self._whole(dense, sparse)
+        dense, sparse = self.post_feedforward_layernorm_1(dense), self.post_feedforward_layernorm_2(sparse)
         out: mx.array = fused.add_and_scale(residual, self.post_feedforward_layernorm(dense + sparse), scalar)
         return out
+
+    def _whole(self, *sums: mx.array) -> Sequence[mx.array]:
+        """Of sums over heads and over inner columns, what they are over all of them; here all are there."""
+        return sums
 
 
 class SelfConditioning(GatedMLP):
@@ -142,6 +148,11 @@ class DiffusionGemma(nn.Module):
     def nbytes(self) -> int:
         """Of all parameters."""
         return sum(parameter.nbytes for parameter in self.tensors().values())
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that have to make the same passes in the same order; None for this one alone."""
+        return self.share
 
     def require_eyes(self) -> Eyes:
         """What sees images.
@@ -259,24 +270,19 @@ class DiffusionGemma(nn.Module):
 
     def soft_embeddings(self, tempered: mx.array) -> mx.array:
         """Expected embedding under softmax(tempered): (B, C, V) -> (B, C, H)."""
-        table = self.model.decoder.embed_tokens
-        dtype = self._dtype
-        # the reference stores the tempered logits in the embedding's dtype between steps
+        dtype = self._dtype  # in which the reference stores the tempered logits between steps
         probabilities = mx.softmax(tempered.astype(dtype).astype(mx.float32), axis=-1).astype(dtype)
-        if isinstance(table, nn.QuantizedEmbedding):
-            soft = mx.quantized_matmul(
-                probabilities,
-                table.weight,
-                table.scales,
-                table.get("biases"),
-                transpose=False,
-                group_size=table.group_size,
-                bits=table.bits,
-                mode=table.mode,
-            )
-        else:
-            soft = probabilities @ table.weight
-        return soft * self.embedding_scale
+        return self._mixed(probabilities) * self.embedding_scale
+
+    def _mixed(self, probabilities: mx.array) -> mx.array:
+        """Embeddings in these proportions: (B, C, V) -> (B, C, H)."""
+        table = self.model.decoder.embed_tokens
+        if not isinstance(table, nn.QuantizedEmbedding):
+            return probabilities @ table.weight
+        return mx.quantized_matmul(
+            probabilities, table.weight, table.scales, table.get("biases"), transpose=False,
+            group_size=table.group_size, bits=table.bits, mode=table.mode,
+        )  # fmt: skip
 
     def _embed(self, tokens: mx.array) -> mx.array:
         # the cast matters where MLX dequantizes to bfloat16 whatever the model's type (mxfp4, nvfp4, mxfp8)

@@ -16,8 +16,8 @@ from itertools import accumulate
 import mlx.core as mx
 
 from mlx_dgemma.errors import DGemmaError
-from mlx_dgemma.model import host
 from mlx_dgemma.model.attention import Extend
+from mlx_dgemma.model.ranks import Ranks, joined
 
 Counts = Sequence[int]
 
@@ -40,11 +40,7 @@ class Part:
 
     def gathered(self, x: mx.array) -> mx.array:
         """Every rank's rows in their order: (R, …) -> (n, …)."""
-        x, most = mx.contiguous(x), max(self.counts)
-        if len(x) < most:  # all send alike
-            x = mx.pad(x, [(0, most - len(x))] + [(0, 0)] * (x.ndim - 1))
-        ranks = mx.split(self.share.all_gather(x), self.share.size)
-        rows = mx.concatenate([own[:count] for own, count in zip(ranks, self.counts, strict=True)])
+        rows = joined(self.share, x, self.counts)
         return rows if self.order is None else rows[self.order]
 
     def keys_and_values(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
@@ -58,45 +54,21 @@ class Part:
         return self.gathered(x.swapaxes(0, 1)).swapaxes(0, 1)
 
 
-class Share:
+class Share(Ranks):
     """A process among those that share forward passes.
 
     Attributes:
-        group: MLX's, of all of them.
         weights: how much of the work each takes, relative to the others.
     """
 
     def __init__(self, group: mx.distributed.Group, weights: Sequence[int] = ()):
-        self.group = group
-        self.rank, self.size = group.rank(), group.size()
+        super().__init__(group)
         self.weights = list(weights) or [1] * self.size
         if len(self.weights) != self.size or min(self.weights) < 1:
             told = ",".join(map(str, self.weights))
             raise DGemmaError(f"shares {told} are not {self.size} whole numbers from 1 on, one of each process")
         self._owners: list[int] = []
         self._dealt = [0] * self.size
-
-    def numbers(self, own: int) -> list[int]:
-        """Every rank's number, known at once; all ranks have to ask."""
-        return host.ints(self.all_gather(mx.array([own])))
-
-    def go_on(self) -> None:
-        """All ranks go on, or none does.
-
-        Raises:
-            DGemmaError: another rank has stopped.
-        """
-        flags = self.numbers(0)
-        if any(flags):
-            raise DGemmaError(f"rank {flags.index(1)} has stopped; all ranks end together")
-
-    def stop(self) -> None:
-        """This rank does not go on; the others learn it when they would."""
-        self.numbers(1)
-
-    def all_gather(self, x: mx.array) -> mx.array:
-        """x of every rank, one after another along the first axis."""
-        return mx.distributed.all_gather(x, group=self.group)
 
     def block(self, rows: int) -> tuple[Part, int] | None:
         """This rank's part of rows that are computed in order, and where it ends; None if there is none for each."""

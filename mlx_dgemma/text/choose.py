@@ -19,7 +19,6 @@ from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model import memory
 from mlx_dgemma.model.cache import PrefixCache
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
-from mlx_dgemma.model.layers import softcap
 from mlx_dgemma.text.prompts import check_vocabulary, encode
 from mlx_dgemma.text.run import Run
 from mlx_dgemma.text.template import Piece, ending, parse_pieces
@@ -154,8 +153,7 @@ def distributions(
     """Probabilities (N, V) at N (row, position) pairs, from one denoiser pass over ids (B, C)."""
     rows, positions = (mx.array(column) for column in zip(*at, strict=True))
     hidden = model.denoise_hidden(canvas, [prefix])[rows, positions]  # (N, H): logits of no other position are made
-    logits = model.model.decoder.embed_tokens.as_linear(hidden).astype(mx.float32)
-    p = mx.exp(sampling.log_probabilities(softcap(logits, model.config.final_logit_softcapping)))
+    p = mx.exp(sampling.log_probabilities(model.logits(hidden)))
     memory.finish([p])
     return np.array(p)
 

@@ -17,6 +17,7 @@ from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.events import DenoisingStep
 from mlx_dgemma.errors import DGemmaError
 from mlx_dgemma.model.diffusion_gemma import DiffusionGemma
+from mlx_dgemma.model.ranks import Ranks
 from mlx_dgemma.text import choose as choice
 from mlx_dgemma.text.events import GenerationResult, Sample, TextCanvas, collect
 from mlx_dgemma.text.generation import stream_text
@@ -57,6 +58,7 @@ class Engine:
         image_mask: str = "reference",
         revision: str | None = None,
         verify: bool = False,
+        ranks: Ranks | None = None,
     ) -> Engine:
         """An engine for a checkpoint; see `checkpoint.loading.load`."""
         model, tokenizer = load(
@@ -66,6 +68,7 @@ class Engine:
             image_mask=image_mask,
             revision=revision,
             verify=verify,
+            ranks=ranks,
         )
         return cls(model, tokenizer, "embedded" if path_or_repo is None else str(path_or_repo))
 

@@ -29,8 +29,8 @@ Going = Generator[Pause | TextCanvas, None, bool]  # whether the next canvas fol
 
 def stream_text(run: Run) -> Iterator[DenoisingStep | TextCanvas]:
     """One event per denoising step and one per committed canvas, as they happen."""
-    share = run.model.share
-    return alone(write(run) if share is None else in_step(write(run), share))
+    ranks = run.model.ranks
+    return alone(write(run) if ranks is None else in_step(write(run), ranks))
 
 
 def write(run: Run) -> Written:

@@ -147,7 +147,7 @@ class PrefixStore:
             length = 0 if found is None else found.end_before(ids)
             if self._shelf is not None and (better := self._shelf.find(ids, length)) is not None:
                 found, length = better, better.end_before(ids)
-            if model.share is not None and len(set(model.share.numbers(length))) > 1:
+            if model.ranks is not None and len(set(model.ranks.numbers(length))) > 1:
                 length = 0  # ranks that remember different prompts read all of this one
             if found is None or not length:
                 return model.make_cache(), {}

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_dgemma.checkpoint.tokenizer import Tokenizer
 from mlx_dgemma.diffusion.denoiser import Pause, finished, pauses
 from mlx_dgemma.diffusion.noise import Noise, SeededNoise
+from mlx_dgemma.diffusion.rows import check_settings
 from mlx_dgemma.diffusion.settings import GenerationConfig
 from mlx_dgemma.diffusion.steering import Steering, steerings
 from mlx_dgemma.diffusion.vocabulary import BLOCK
@@ -150,6 +151,7 @@ def prepare(model: DiffusionGemma, tokenizer: Tokenizer | None, request: Request
             f"noise is a {type(request.noise).__name__}; give an object with tokens and uniform, or a seed"
         )
     settings = request.settings.over(model.generation_config)
+    check_settings(model, settings)
     form = _form(tokenizer, request)
     seen = see(model, request)
     rendered = _names(tokenizer, request, seen, seen.prompt, form)
