@@ -107,4 +107,4 @@ def _alternatives(
     if not count:
         return None
     ids, logits = told[..., 5 : 5 + count].flatten(2), told[..., 5 + count :].flatten(2).view(mx.float32)
-    return ranked(ids, logits, count, table.cap, temperature, relative)
+    return ranked(ids.astype(mx.uint32), logits, count, table.cap, temperature, relative)

@@ -49,6 +49,8 @@ def in_threads(size: int, work: Callable[[Threads], T]) -> list[T]:
             if not isinstance(error, threading.BrokenBarrierError):
                 errors.append(error)
             barrier.abort()
+        finally:
+            mx.clear_streams()  # this thread's; one that is alive when the process ends aborts it
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:

@@ -111,4 +111,5 @@ def main(weights: list[int], seeing: str | None) -> None:
     print(json.dumps(found))
 
 
-main([int(weight) for weight in sys.argv[1].split(",")] if sys.argv[1] else [], *sys.argv[2:] or [None])
+if __name__ == "__main__":
+    main([int(weight) for weight in sys.argv[1].split(",")] if sys.argv[1] else [], *sys.argv[2:] or [None])
