@@ -15,7 +15,7 @@ from mlx_dgemma.diffusion.table import EmbeddingTable
 from mlx_dgemma.diffusion.vocabulary import Query, predict
 from mlx_dgemma.model.config import ModelConfig
 from mlx_dgemma.model.cut import Units, cuts
-from tests.diffusion.test_vocabulary import B, C, CAP, H, SCALE, make
+from tests.diffusion.test_vocabulary import CAP, SCALE, B, C, H, make
 from tests.distributed.threads import in_threads
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "config.json"
