@@ -104,8 +104,10 @@ def test_a_conversation_stays_and_a_death_is_told_and_survived(fleet):
     stream = fleet.open(victim, messages=[{"role": "user", "content": LONG}], stream=True)
     assert stream.readline()  # the answer has begun
     fleet.servers[homes[victim]].kill()
+    fleet.servers[homes[victim]].wait()
     with pytest.raises((http.client.HTTPException, OSError)):  # an error, not an end that looks like one
         stream.read()
+    time.sleep(0.5)  # nginx learns that its kept connections are closed
     for name in homes:  # everybody is answered, by the one that is left
         assert fleet.ask(name) == "MCMXCIV"
     assert fleet.asked()[homes[victim]] is None
